@@ -1,0 +1,1 @@
+"""Decides; no clock, thread, file, socket, log, numpy, environment."""

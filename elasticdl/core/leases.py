@@ -1,0 +1,55 @@
+"""Prediction's slices: waiting, leased, done."""
+
+from collections.abc import Iterable
+
+
+class Leases:
+    """Hands out the numbers 0 … slices - 1, each until some worker has done it.
+
+    Memory grows with what is out of order, not with the number of slices: all below a low-water
+    mark are leased or done, and the exceptions are kept by name.
+    """
+
+    def __init__(self, slices: int, done: Iterable[int] = ()) -> None:
+        self.slices = slices
+        self.done = 0
+        self._next = 0
+        self._returned: list[int] = []
+        self._holder: dict[int, str] = {}
+        self._early = set(done)  # done before they were ever leased by this object
+        self.done = len(self._early)
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.slices
+
+    def lease(self, worker: str, most: int = 1) -> tuple[int, ...]:
+        """Up to `most` slices, now in the hands of `worker`; none when all are leased or done."""
+        given = []
+        while len(given) < most and self._returned:
+            given.append(self._returned.pop())
+        while len(given) < most and self._next < self.slices:
+            number, self._next = self._next, self._next + 1
+            if number in self._early:
+                self._early.discard(number)
+            else:
+                given.append(number)
+        for number in given:
+            self._holder[number] = worker
+        return tuple(given)
+
+    def finish(self, worker: str, number: int) -> bool:
+        """Whether this report is the first that counts; a repeated or outdated one does not."""
+        if self._holder.get(number) != worker:
+            return False
+        del self._holder[number]
+        self.done += 1
+        return True
+
+    def give_back(self, worker: str) -> tuple[int, ...]:
+        """Takes all slices from a worker that is gone; they are the next to be leased."""
+        lost = tuple(number for number, holder in self._holder.items() if holder == worker)
+        for number in lost:
+            del self._holder[number]
+        self._returned.extend(reversed(lost))
+        return lost

@@ -1,0 +1,130 @@
+"""The replicated cursors: advance, compare, tail ⇄ cursors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Cursor:
+    """The next element of a stream: `element` elements of slice `slice` are already trained.
+
+    `slice` counts the stream's slices within the epoch. A stream whose epoch is over stands at the
+    beginning of the next one, (epoch + 1, 0, 0).
+    """
+
+    epoch: int = 0
+    slice: int = 0
+    element: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The cursors of all streams after `version` committed steps."""
+
+    version: int
+    cursors: tuple[Cursor, ...]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step belongs to; streams that have ended it wait."""
+        return min(cursor.epoch for cursor in self.cursors)
+
+    def finished(self, epochs: int, max_steps: int) -> bool:
+        """Whether all streams are at their end, or `max_steps` (0: no limit) are committed."""
+        return self.epoch >= epochs or bool(max_steps and self.version >= max_steps)
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a step took from one stream, and where that left it."""
+
+    elements: int
+    cursor: Cursor
+
+
+def beginning(streams: int) -> Progress:
+    """The progress of a job that has committed nothing."""
+    return Progress(0, (Cursor(),) * streams)
+
+
+def shares(progress: Progress, batch_size: int) -> tuple[int, ...]:
+    """How many elements the next step asks of each stream.
+
+    Of S streams, each gives floor(B/S) or ceil(B/S) elements of a global batch of B; which of the
+    two rotates with the version. Streams that have ended the epoch give none, and those that still
+    have elements take their turns, so that every step has an element.
+    """
+    streams = len(progress.cursors)
+    least, extra = divmod(batch_size, streams)
+    active = [s for s, c in enumerate(progress.cursors) if c.epoch == progress.epoch]
+    given = [0] * streams
+    for stream in active:
+        given[stream] = least
+    first = progress.version * extra
+    for turn in range(min(extra, len(active))):
+        given[active[(first + turn) % len(active)]] += 1
+    return tuple(given)
+
+
+def advanced(progress: Progress, used: Mapping[int, Used]) -> Progress:
+    """The progress after one more step, which took `used` of each stream."""
+    cursors = tuple(
+        used[stream].cursor if stream in used else cursor
+        for stream, cursor in enumerate(progress.cursors)
+    )
+    return Progress(progress.version + 1, cursors)
+
+
+# ---- the tail ---------------------------------------------------------------------------------
+# The tail rides behind the gradients through a float32 sum over all members. Each entry of a stream
+# is non-zero at its host only, and a float32 holds integers below 2**24 exactly, so a number of up
+# to 44 bits travels as two digits of 22.
+
+_DIGIT = 22
+_BASE = 1 << _DIGIT
+_NUMBERS = 4  # elements, epoch, slice, element
+_WIDTH = 1 + 2 * _NUMBERS
+_HEAD = 1  # members that ask to regroup
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What all members together did in a step."""
+
+    used: dict[int, Used]
+    regroup: int
+
+
+def tail_length(streams: int) -> int:
+    """Floats in a tail."""
+    return _HEAD + streams * _WIDTH
+
+
+def encode(used: Mapping[int, Used], regroup: bool, streams: int) -> list[float]:
+    """One member's tail: what it used of the streams that it hosts, and whether to regroup."""
+    tail = [0.0] * tail_length(streams)
+    tail[0] = float(regroup)
+    for stream, took in used.items():
+        at = _HEAD + stream * _WIDTH
+        tail[at] = 1.0
+        numbers = (took.elements, took.cursor.epoch, took.cursor.slice, took.cursor.element)
+        for place, number in enumerate(numbers):
+            tail[at + 1 + 2 * place] = float(number % _BASE)
+            tail[at + 2 + 2 * place] = float(number // _BASE)
+    return tail
+
+
+def decode(tail: Sequence[float]) -> Tail:
+    """The sum of all members' tails.
+
+    Raises:
+        ValueError: two members, or none, spoke for a stream.
+    """
+    used = {}
+    for stream in range((len(tail) - _HEAD) // _WIDTH):
+        entry = [int(number) for number in tail[_HEAD + stream * _WIDTH :][:_WIDTH]]
+        if entry[0] != 1:
+            raise ValueError(f"stream {stream}: expected one host; {entry[0]} members spoke for it")
+        numbers = [entry[1 + 2 * n] + entry[2 + 2 * n] * _BASE for n in range(_NUMBERS)]
+        used[stream] = Used(numbers[0], Cursor(*numbers[1:]))
+    return Tail(used, int(tail[0]))
