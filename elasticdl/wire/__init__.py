@@ -1,0 +1,1 @@
+"""What processes say to each other: elasticdl.proto, its generated code, and rpc."""
