@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-_PR_SET_PDEATHSIG = 1
 _STOP_S = 10.0
 
 
@@ -69,7 +67,7 @@ class Processes:
     def log(self, worker: str) -> Path:
         return self._logs / f"{worker}.log"
 
-    def _watch(self, run: "asyncio._CoroutineLike[None]") -> None:
+    def _watch(self, run: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(run)
         self._watchers.add(task)
         task.add_done_callback(self._watchers.discard)
@@ -84,7 +82,6 @@ class Processes:
                     stderr=log,
                     env=self._environment,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,
                 )
         except OSError as error:
             self._on_exit(worker, f"could not be started: {error}")
@@ -103,9 +100,3 @@ def ending(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def _die_with_parent() -> None:
-    # A worker without a master would wait for it in vain: the kernel ends it (Linux only).
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

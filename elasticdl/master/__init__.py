@@ -1,0 +1,1 @@
+"""The process that forms generations, leases slices and shows how a job stands."""

@@ -1,0 +1,120 @@
+"""What a job has come to so far: the reports of its workers, in numbers and in files."""
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from elasticdl.core.progress import Progress
+from elasticdl.master import eventfile
+from elasticdl.wire import elasticdl_pb2 as pb
+from elasticdl.wire import messages
+
+_RATE_WINDOW_S = 10.0
+
+
+@dataclass
+class History:
+    """Takes in reports; the newest of each kind is what status shows.
+
+    Args:
+        directory: where metrics.jsonl and the event files (logs/) go; None: nowhere.
+    """
+
+    directory: Path | None
+    progress: Progress | None = None
+    elements: int = 0
+    version: int = 0
+    loss: float = math.nan
+    metrics: dict[str, messages.Metric] = field(default_factory=dict)
+    evaluation: dict[str, messages.Metric] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    _evaluated_version: int = -1
+    _rates: deque[tuple[float, int]] = field(default_factory=deque)
+    _lines: TextIO | None = None
+    _curves: dict[str, eventfile.Writer] = field(default_factory=dict)
+
+    def heartbeat(self, request: pb.HeartbeatRequest) -> None:
+        """Takes in what one worker reports; what was already reported counts once."""
+        for notice in request.notices:
+            if notice not in self.notices:
+                self.notices.append(notice)
+        for report in request.steps:
+            if report.version > self.version:
+                self._step(report, request.learning_rate)
+        for evaluation in request.evaluations:
+            if evaluation.version > self._evaluated_version:
+                self._evaluation(evaluation)
+        if request.HasField("progress"):
+            progress = messages.progress_value(request.progress)
+            if self.progress is None or progress.version > self.progress.version:
+                self.progress = progress
+
+    def counted(self, elements: int) -> None:
+        """Records done so far, where no steps are reported (prediction, evaluation)."""
+        self.elements = elements
+        self._rates.append((time.monotonic(), elements))
+
+    def records_per_s(self) -> float:
+        """Over the last ten seconds; 0 before two reports have come."""
+        now = time.monotonic()
+        while len(self._rates) > 2 and now - self._rates[0][0] > _RATE_WINDOW_S:
+            self._rates.popleft()
+        if len(self._rates) < 2:
+            return 0.0
+        (begin, before), (end, after) = self._rates[0], self._rates[-1]
+        return (after - before) / (end - begin) if end > begin else 0.0
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        for curve in self._curves.values():
+            curve.close()
+
+    def _step(self, report: pb.StepReport, learning_rate: float) -> None:
+        self.version = report.version
+        self.elements += report.elements
+        self.loss = report.loss_sum / report.elements if report.elements else math.nan
+        self.metrics = messages.metric_values(report.metrics)
+        self._rates.append((time.monotonic(), self.elements))
+        self._write(
+            "train",
+            report.version,
+            {"loss": self.loss, **self.metrics},
+            {"elements": report.elements, "steps": report.steps, "learning_rate": learning_rate},
+        )
+
+    def _evaluation(self, report: pb.EvaluationReport) -> None:
+        self._evaluated_version = report.version
+        self.evaluation = messages.metric_values(report.metrics)
+        self._write("eval", report.version, self.evaluation, {"elements": report.elements})
+
+    def _write(
+        self,
+        kind: str,
+        version: int,
+        metrics: Mapping[str, messages.Metric],
+        about: Mapping[str, float],
+    ) -> None:
+        if self.directory is None:
+            return
+        if self._lines is None:
+            self._lines = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
+        line = {"kind": kind, "version": version, "time": time.time(), **about, **metrics}
+        self._lines.write(json.dumps({name: _json(value) for name, value in line.items()}) + "\n")
+        self._lines.flush()
+        if kind not in self._curves:
+            self._curves[kind] = eventfile.Writer(self.directory / "logs" / kind)
+        scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+        if about.get("learning_rate"):
+            scalars["learning_rate"] = about["learning_rate"]
+        self._curves[kind].scalars(scalars, version)
+
+
+def _json(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
