@@ -1,0 +1,65 @@
+# Needs Python 3.11 or newer, and make; everything else is installed into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_FOR_BENCHMARKS := $(VENV)/.installed-benchmark
+SOURCES := elasticdl tests examples benchmarks
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# TensorFlow's greetings at import say nothing about the code under test.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help venv demo test check format proto bench clean
+
+help:
+	@echo "make demo    install, train on handwritten digits with two workers, evaluate, predict"
+	@echo "make test    install, then all tests"
+	@echo "make check   format, lint, types, imports, unit tests: about a minute"
+	@echo "make format  put the code into its one format"
+	@echo "make proto   generate the wire code anew"
+	@echo "make bench   ratios against Keras, MultiWorkerMirroredStrategy and pyrecordio"
+	@echo "make clean   remove what these leave behind"
+
+venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no python3.11 or python3 on the PATH" >&2; exit 1; }
+	@echo "Installing into $(VENV): this takes a few minutes the first time."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,dev]'
+	@touch $@
+
+demo: venv
+	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/digits/run demo
+
+test: venv
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+check: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: venv
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
+		elasticdl/wire/elasticdl.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. \
+		elasticdl/wire/tensorboard.proto
+
+bench: $(INSTALLED_FOR_BENCHMARKS)
+	$(BIN)/python -m benchmarks
+
+# tf_keras asks for `tensorflow`, which would come beside tensorflow-cpu and overwrite it.
+$(INSTALLED_FOR_BENCHMARKS): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tf_keras
+	@touch $@
+
+clean:
+	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
