@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no python3.11 or python3 on the PATH" >&2; exit 1; }
 	@echo "Installing into $(VENV): this takes a few minutes the first time."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,dev]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[worker,dev]'
 	@touch $@
 
 demo: venv
@@ -58,7 +58,7 @@ bench: $(INSTALLED_FOR_BENCHMARKS)
 
 # tf_keras asks for `tensorflow`, which would come beside tensorflow-cpu and overwrite it.
 $(INSTALLED_FOR_BENCHMARKS): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tf_keras
+	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt tf_keras
 	@touch $@
 
 clean:
