@@ -69,7 +69,7 @@ class Status(Protocol):
 
 
 class View(Protocol):
-    """Shows one job from its first line to its result or error."""
+    """Shows one job from its first line to its result."""
 
     def started(self, where: str) -> None:
         """Says where the job runs."""
@@ -89,9 +89,6 @@ class View(Protocol):
 
     def text(self, text: str) -> None:
         """Shows a result that is only text."""
-
-    def error(self, kind: str, message: str, trace: str, exit_status: int) -> None:
-        """Shows why there is no result; `trace` ends with a newline or is empty."""
 
     def close(self) -> None:
         """Leaves the terminal as it was; may be called twice."""
@@ -220,6 +217,11 @@ def progress_line(config: JobConfig, status: Status) -> str:
     return GAP.join([*pieces, *facts(config, status), *left(status)])
 
 
+def evaluation_line(status: Status) -> str:
+    """The metrics of the last evaluation during training."""
+    return f"evaluation: {GAP.join(named(status.eval_metrics))}"
+
+
 def result_lines(config: JobConfig, status: Status, *, quiet: bool = False) -> list[str]:
     """The result: metrics, and where the output lies; if quiet, only what was asked for."""
     output = status.output or config.output
@@ -236,7 +238,7 @@ def result_lines(config: JobConfig, status: Status, *, quiet: bool = False) -> l
         trained = [f"loss {number(status.loss)}", *named(status.metrics)]
         lines.append(GAP.join([f"training:   step {status.version:,}", *trained]))
     if status.eval_metrics:
-        lines.append(GAP.join(["evaluation:", *named(status.eval_metrics)]).replace(GAP, " ", 1))
+        lines.append(evaluation_line(status))
     return [*lines, f"trained model: {output}"]
 
 
@@ -298,7 +300,7 @@ class Plain:
         if news.what == "notice":
             return f"note: {news.text}"
         if news.what == "evaluation":
-            return f"evaluation: {GAP.join(named(status.eval_metrics))}"
+            return evaluation_line(status)
         return progress_line(self._config, status)
 
     def remark(self, text: str) -> None:
@@ -311,15 +313,12 @@ class Plain:
     def text(self, text: str) -> None:
         self._out.write(text)
 
-    def error(self, kind: str, message: str, trace: str, exit_status: int) -> None:
-        write_error(self._err, message, trace)
-
     def close(self) -> None:
         """Nothing to undo: lines stay."""
 
 
 class Quiet(Plain):
-    """Errors, and of the result only what was asked for: the output's place, or the metrics."""
+    """Of the result only what was asked for: the output's place, or the metrics."""
 
     def started(self, where: str) -> None:
         """Not shown."""
@@ -373,10 +372,6 @@ class Live(Plain):
         self.close()
         super().result(status)
 
-    def error(self, kind: str, message: str, trace: str, exit_status: int) -> None:
-        self.close()
-        super().error(kind, message, trace, exit_status)
-
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()
@@ -411,22 +406,22 @@ def panel(config: JobConfig, status: Status) -> "rich.console.RenderableType":
     )
     rows: list[rich.console.RenderableType] = [top, line(facts(config, status))]
     if status.eval_metrics:
-        rows.append(line(["evaluation:", *named(status.eval_metrics)], style="cyan"))
+        rows.append(line([evaluation_line(status)], style="cyan"))
     return rich.console.Group(*rows)
 
 
 class Json:
-    """One JSON object a line on `out`: started, progress, evaluation, notice, result, error."""
+    """One JSON object a line on `out`: started, progress, evaluation, notice, result."""
 
-    def __init__(self, config: JobConfig | None, out: Lines, *, quiet: bool = False) -> None:
+    def __init__(self, config: JobConfig, out: Lines, *, quiet: bool = False) -> None:
         self._config, self._out, self._quiet = config, out, quiet
         self._watcher = Watcher(JSON_EVERY_S)
 
     def _event(self, event: str, **fields: Any) -> None:
-        self._out.write(json.dumps({"event": event, **finite(fields)}, ensure_ascii=False))
+        write_event(self._out, event, **fields)
 
     def started(self, where: str) -> None:
-        if self._config is not None and not self._quiet:
+        if not self._quiet:
             self._event(
                 "started",
                 job_name=self._config.job_name,
@@ -452,14 +447,11 @@ class Json:
             self._event("notice", text=text)
 
     def result(self, status: Status) -> None:
-        kind = self._config.kind if self._config else ""
-        self._event("result", kind=kind, **status_fields(status), output=status.output)
+        output = status.output or self._config.output
+        self._event("result", kind=self._config.kind, **status_fields(status), output=output)
 
     def text(self, text: str) -> None:
         self._event("result", text=text)
-
-    def error(self, kind: str, message: str, trace: str, exit_status: int) -> None:
-        self._event("error", kind=kind, message=message, trace=trace, exit_status=exit_status)
 
     def close(self) -> None:
         """Nothing to undo: lines stay."""
@@ -494,6 +486,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(each) for each in value]
     return value
+
+
+def write_event(out: Lines, event: str, **fields: Any) -> None:
+    """One JSON object; numbers that JSON lacks are null."""
+    out.write(json.dumps({"event": event, **finite(fields)}, ensure_ascii=False))
 
 
 def write_error(err: Lines, message: str, trace: str) -> None:

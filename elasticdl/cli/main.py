@@ -108,12 +108,18 @@ class _Failures:
     def __init__(
         self, out: display.Lines, err: display.Lines, *, as_json: bool, environ: Mapping[str, str]
     ) -> None:
-        self._err, self._environ = err, environ
-        self._json = display.Json(None, out) if as_json else None
+        self._out, self._err, self._as_json, self._environ = out, err, as_json, environ
 
     def _say(self, kind: str, message: str, trace: str, exit_status: int) -> int:
-        if self._json is not None:
-            self._json.error(kind, message, trace, exit_status)
+        if self._as_json:
+            display.write_event(
+                self._out,
+                "error",
+                kind=kind,
+                message=message,
+                trace=trace,
+                exit_status=exit_status,
+            )
         else:
             display.write_error(self._err, message, trace)
         return exit_status
