@@ -6,7 +6,10 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from elasticdl.data import examples, recordio
 
 ROOT = pathlib.Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+) (run|file=\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -48,6 +51,17 @@ def test_the_readme_runs_as_written(tmp_path):
     }
     assert list((tmp_path / "predictions").glob("part-*.recordio"))
     assert (tmp_path / "predicted.recordio").stat().st_size > 0
+
+
+def test_the_model_contracts_models_build_and_take_a_batch(tmp_path):
+    columns = {
+        "features": np.linspace(0, 1, 300, dtype=np.float32).reshape(100, 3),
+        "quality": np.linspace(0, 1, 100, dtype=np.float32),
+    }
+    (tmp_path / "wine").mkdir()
+    with recordio.Writer(tmp_path / "wine" / "all.recordio") as writer:
+        writer.extend(examples.encode(columns))
+    carry_out("docs/model-contract.md", tmp_path)
 
 
 @pytest.mark.parametrize(
