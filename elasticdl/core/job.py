@@ -196,6 +196,7 @@ class Job:
     generation: membership.Generation | None = None
     version: int = 0
     _alive: set[str] = field(default_factory=set)
+    _lost: set[str] = field(default_factory=set)
     _seen: dict[str, float] = field(default_factory=dict)
     _waiting: dict[str, membership.Candidate] = field(default_factory=dict)
     _next_number: int = 0
@@ -235,6 +236,12 @@ class Job:
         match event:
             case Started():
                 return self._start_missing()
+            case JoinCalled() if event.worker in self._lost:
+                return [Dismiss(event.worker)]
+            case HeartbeatCame() if event.worker in self._lost:
+                return []
+            case LeaseCalled() if event.worker in self._lost:
+                return [Lease(event.worker, (), finished=True)]
             case JoinCalled():
                 self._alive.add(event.worker)
                 self._waiting[event.worker] = membership.Candidate(
@@ -316,6 +323,8 @@ class Job:
         if worker not in self._alive:
             return []
         self._alive.discard(worker)
+        # Names are not used again: one that is given up and wakes can do nothing but end.
+        self._lost.add(worker)
         self._seen.pop(worker, None)
         self._waiting.pop(worker, None)
         self.leases.give_back(worker)

@@ -21,11 +21,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Generation:
-    """A fixed, ordered membership with its streams; `source` is a rank in `members`."""
+    """A fixed, ordered membership with its streams.
+
+    `versions` are those of the members' replicas, -1 for a member that has none; `source` is the
+    rank whose replica the others receive.
+    """
 
     number: int
     members: tuple[str, ...]
     streams: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
     source: int = 0
     rendezvous: str = ""
 
@@ -48,12 +53,13 @@ def next_generation(
     """
     by_age = sorted(candidates, key=lambda c: (c.progress is None, *_natural(c.worker)))
     members = tuple(candidate.worker for candidate in by_age)
-    versions = [-1 if c.progress is None else c.progress.version for c in by_age]
+    versions = {c.worker: -1 if c.progress is None else c.progress.version for c in by_age}
     return Generation(
         number=number,
         members=members,
         streams=placement(streams, members, previous),
-        source=versions.index(max(versions)),
+        versions=versions,
+        source=max(range(len(members)), key=lambda rank: (versions[members[rank]], -rank)),
         rendezvous=by_age[0].address,
     )
 

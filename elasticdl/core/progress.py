@@ -42,9 +42,9 @@ class Used:
     cursor: Cursor
 
 
-def beginning(streams: int) -> Progress:
-    """The progress of a job that has committed nothing."""
-    return Progress(0, (Cursor(),) * streams)
+def beginning(empty: Sequence[bool], epochs: int) -> Progress:
+    """The progress of a job that has committed nothing; `empty` streams are at their end."""
+    return Progress(0, tuple(Cursor(epochs if none else 0) for none in empty))
 
 
 def shares(progress: Progress, batch_size: int) -> tuple[int, ...]:

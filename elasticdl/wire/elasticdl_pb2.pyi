@@ -175,12 +175,14 @@ class JoinRequest(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., generation: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("worker", "streams")
+    __slots__ = ("worker", "streams", "version")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     worker: str
     streams: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, worker: _Optional[str] = ..., streams: _Optional[_Iterable[int]] = ...) -> None: ...
+    version: int
+    def __init__(self, worker: _Optional[str] = ..., streams: _Optional[_Iterable[int]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("generation", "members", "rank", "source", "rendezvous", "stop")

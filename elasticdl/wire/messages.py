@@ -29,7 +29,11 @@ def join_reply(generation: membership.Generation, worker: str) -> pb.JoinReply:
     return pb.JoinReply(
         generation=generation.number,
         members=[
-            pb.Member(worker=member, streams=generation.streams[member])
+            pb.Member(
+                worker=member,
+                streams=generation.streams[member],
+                version=generation.versions[member],
+            )
             for member in generation.members
         ],
         rank=generation.members.index(worker),
@@ -43,6 +47,7 @@ def generation_value(reply: pb.JoinReply) -> membership.Generation:
         number=reply.generation,
         members=tuple(member.worker for member in reply.members),
         streams={member.worker: tuple(member.streams) for member in reply.members},
+        versions={member.worker: member.version for member in reply.members},
         source=reply.source,
         rendezvous=reply.rendezvous,
     )

@@ -1,0 +1,178 @@
+"""Where a job's files stand: in a work directory until the result is published whole."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from elasticdl.config import JobConfig
+from elasticdl.errors import UserError
+from elasticdl.master import claim
+
+_PART = "part-*.recordio"
+
+
+@contextlib.contextmanager
+def writing(output: str) -> Iterator[None]:
+    """Turns what the operating system says about writing the output into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        hint = "Free some space" if error.errno == errno.ENOSPC else "Make it writable"
+        raise UserError(
+            f"output: {output} cannot be written: {error.strerror or error} "
+            f"({error.filename or output}). {hint}, or choose another --output."
+        ) from error
+
+
+def part_name(number: int, slices: int) -> str:
+    """The file name of the predictions for slice `number` of `slices`."""
+    return f"part-{number:05d}-of-{slices:05d}.recordio"
+
+
+def one_file(config: JobConfig) -> bool:
+    """Whether the output names one file of predictions and not a directory of parts."""
+    return config.kind == "predict" and config.output.endswith(".recordio")
+
+
+@dataclass
+class Places:
+    """The claimed output of a job.
+
+    Args:
+        output: the output; None for an evaluation that only prints.
+        work: everything that the job writes before its result is published.
+        made: directories that did not exist before, outermost first.
+    """
+
+    output: Path | None
+    work: Path
+    made: tuple[Path, ...]
+    claim: claim.Claim
+
+    @classmethod
+    def of(cls, config: JobConfig) -> "Places":
+        """Makes the work directory and claims the output.
+
+        Raises:
+            UserError: the output has a result already, or another job, or cannot be written.
+        """
+        with writing(config.output):
+            if not config.output:
+                output, work, made = None, Path(tempfile.mkdtemp(prefix="elasticdl-")), ()
+            else:
+                output = Path(config.output).absolute()
+                beside = output.with_name(output.name + ".elasticdl")
+                work = beside if one_file(config) else output / ".elasticdl"
+                made = _make(work)
+            places = cls(output, work, made, claim.Claim(work / "claim", config.output, config.job_name))
+            try:
+                if output is not None and not config.overwrite:
+                    _refuse_result(config, output)
+                places._clear()
+            except BaseException:
+                places.discard()
+                raise
+        return places
+
+    @property
+    def logs(self) -> Path:
+        """Directory of the workers' logs."""
+        return self.work / "logs"
+
+    @property
+    def result(self) -> Path:
+        """Where members put the result together."""
+        return self.work / "result"
+
+    def _clear(self) -> None:
+        """Removes what a job that died here has left, and makes room."""
+        for entry in self.work.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != "claim":
+                entry.unlink()
+        self.logs.mkdir()
+        self.result.mkdir()
+
+    def publish_history(self) -> None:
+        """Moves metrics.jsonl and logs/ into the output, in place of older ones."""
+        if self.output is None:
+            return
+        for name in ("metrics.jsonl", "logs"):
+            target = self.output / name
+            if (self.work / name).exists():
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(self.work / name, target)
+
+    def publish_parts(self, slices: int) -> None:
+        """Moves the parts of a prediction into the output directory, in place of older ones; or
+        makes one file of them, in the order of the slices, where the output names a file.
+        """
+        assert self.output is not None
+        parts = [self.result / part_name(number, slices) for number in range(slices)]
+        if self.work.parent == self.output:
+            for old in self.output.glob(_PART):
+                old.unlink()
+            for part in parts:
+                os.replace(part, self.output / part.name)
+            return
+        # Valid RecordIO files, one behind the other, are a valid RecordIO file.
+        whole = self.work / "whole"
+        with whole.open("wb") as target:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                part.unlink()
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(whole, self.output)
+
+    def publish_file(self, name: str, content: str) -> None:
+        """Writes one small text file into the output, whole or not at all."""
+        if self.output is not None:
+            aside = self.work / name
+            aside.write_text(content, encoding="utf-8")
+            os.replace(aside, self.output / name)
+
+    def discard(self, *, keep_logs: bool = False) -> None:
+        """Gives the output up: removes the work directory, and what was made for it if empty."""
+        if not keep_logs:
+            self.claim.release()
+            shutil.rmtree(self.work, ignore_errors=True)
+            for directory in reversed(self.made):
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+        else:
+            shutil.rmtree(self.result, ignore_errors=True)
+            self.claim.release()
+
+
+def _make(directory: Path) -> tuple[Path, ...]:
+    made = []
+    for each in (*reversed(directory.parents), directory):
+        if not each.is_dir():
+            each.mkdir(exist_ok=True)
+            made.append(each)
+    return tuple(made)
+
+
+def _refuse_result(config: JobConfig, output: Path) -> None:
+    if config.kind == "train":
+        found = [output / "trained_model.pb"] if (output / "trained_model.pb").exists() else []
+    elif config.kind == "evaluate":
+        found = [output / "metrics.json"] if (output / "metrics.json").exists() else []
+    elif one_file(config):
+        found = [output] if output.exists() else []
+    else:
+        found = sorted(output.glob(_PART))[:1]
+    if found:
+        raise UserError(
+            f"output: {config.output} already has a result ({found[0].name}). Choose another "
+            "--output, or replace it with --overwrite."
+        )

@@ -1,0 +1,270 @@
+"""Step, commit, regroup: the life of a training worker; knows no Keras."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elasticdl.config import JobConfig
+from elasticdl.core import membership, progress, streams
+from elasticdl.data import pipeline
+from elasticdl.errors import Cancelled, UserError
+from elasticdl.wire import elasticdl_pb2 as pb
+from elasticdl.wire import messages
+from elasticdl.worker import heartbeat
+
+if TYPE_CHECKING:
+    from elasticdl.worker import replica
+
+
+class GivenUp(Exception):
+    """The generation is no more; its step or evaluation is to be done again in the next one."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set as a member walks through it."""
+
+    plan: streams.Plan
+    opener: pipeline.Opener
+
+
+class Members(Protocol):
+    """The members of one generation together (see `members`)."""
+
+    alone: bool
+
+    def step(
+        self, batch: pipeline.Batch, at: progress.Progress, regroup: bool
+    ) -> tuple["replica.Outcome", progress.Tail]:
+        """One committed step of all members; raises `GivenUp` where there was none."""
+
+    def total(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum over all members; raises `GivenUp`."""
+
+
+@dataclass
+class _Window:
+    """Steps that one line of history sums up."""
+
+    elements: int = 0
+    steps: int = 0
+    loss_sum: float = 0.0
+    metrics: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
+
+    def add(self, outcome: "replica.Outcome") -> None:
+        self.elements += outcome.elements
+        self.steps += 1
+        self.loss_sum += outcome.loss_sum
+        for name, states in outcome.metrics.items():
+            known = self.metrics.get(name)
+            self.metrics[name] = (
+                [a + b for a, b in zip(known, states, strict=True)] if known else list(states)
+            )
+
+
+class Training:
+    """Trains until progress says that the job is done.
+
+    Args:
+        replica: prepared for training and, if there is `eval_data`, for evaluation.
+        pool: threads that read ahead.
+    """
+
+    def __init__(
+        self,
+        config: JobConfig,
+        replica: "replica.Replica",
+        data: DataSet,
+        eval_data: DataSet | None,
+        beat: heartbeat.Heartbeat,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.config = config
+        self.replica = replica
+        self.data = data
+        self.eval_data = eval_data
+        self.beat = beat
+        self.pool = pool
+        plan = data.plan
+        self.progress = progress.beginning(
+            [plan.slice_of(0, s, 0) is None for s in range(plan.streams)], config.epochs
+        )
+        self.metrics: dict[str, Any] = {}
+        self._evaluated = -1
+        self._evaluated_epoch = 0
+        self._window = _Window()
+        self._streams: pipeline.Streams | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.finished(self.config.epochs, self.config.max_steps)
+
+    def run(self, generation: membership.Generation, rank: int, members: Members) -> None:
+        """Trains in this generation; returns when all is trained and evaluated.
+
+        Raises:
+            GivenUp: before that, the generation came to its end.
+        """
+        hosted = generation.streams[generation.members[rank]]
+        self._host(hosted)
+        speaks = rank == 0
+        self.beat.stands(generation.number, self.progress)
+        self.beat.phase("member")
+        while True:
+            if self._evaluation_due():
+                self._evaluate(hosted, members, speaks)
+            if self.finished:
+                return
+            if self.beat.stop:
+                raise Cancelled("the job was stopped")
+            self._step(members, speaks)
+            self.beat.stands(generation.number, self.progress)
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams.close()
+
+    def _host(self, hosted: tuple[int, ...]) -> None:
+        self.close()
+        self._streams = pipeline.Streams(
+            self.data.plan,
+            {stream: self.progress.cursors[stream] for stream in hosted},
+            self.data.opener,
+            self.pool,
+            epochs=self.config.epochs,
+            share=math.ceil(self.config.batch_size / self.config.streams),
+        )
+
+    def _step(self, members: Members, speaks: bool) -> None:
+        assert self._streams is not None
+        before = self.progress
+        shares = progress.shares(before, self.config.batch_size)
+        batch = self._streams.take(before.epoch, shares)
+        outcome, tail = members.step(batch, before, self.beat.regroup)
+        if outcome.elements and not math.isfinite(outcome.loss_sum):
+            self._bad_loss(batch, outcome, members, speaks)
+        self.progress = progress.advanced(before, tail.used)
+        self._window.add(outcome)
+        due = self.progress.version % self.config.log_every_steps == 0
+        if due or self.finished or self.progress.epoch > before.epoch:
+            self._report(speaks)
+        if tail.regroup and not members.alone:
+            raise GivenUp
+        if members.alone and self.beat.regroup:
+            raise GivenUp
+
+    def _report(self, speaks: bool) -> None:
+        window, self._window = self._window, _Window()
+        report = pb.StepReport(
+            version=self.progress.version,
+            elements=window.elements,
+            loss_sum=window.loss_sum,
+            steps=window.steps,
+            metrics=messages.metric_messages(self.replica.training_metrics(window.metrics)),
+        )
+        self.beat.committed(report, self.replica.learning_rate(), speaks=speaks)
+
+    def _bad_loss(
+        self,
+        batch: pipeline.Batch,
+        outcome: "replica.Outcome",
+        members: Members,
+        speaks: bool,
+    ) -> None:
+        """Stops, or, with --nan_loss=skip, says so and goes on; nothing was applied."""
+        losses = self.replica.losses_by_stream(batch, self.progress.version)
+        bad = [stream for stream, loss in losses.items() if not math.isfinite(loss)]
+        where = "; ".join(
+            self.data.opener.where(slice_) for stream in bad for slice_ in batch.slices[stream]
+        )
+        mean = outcome.loss_sum / outcome.elements
+        text = f"loss: expected a finite number; got {mean} at step {self.progress.version + 1}"
+        if where:
+            text += f", from {where}"
+        if self.config.nan_loss == "skip":
+            if bad or speaks:
+                self.beat.notice(f"{text}. The step was skipped.")
+            return
+        known = members.total(np.asarray([float(len(bad))]))[0] > 0
+        if not bad and (known or not speaks):
+            raise Cancelled("another member says where the loss that is not finite came from")
+        raise UserError(
+            f"{text}. Look at these records, lower the learning rate or clip gradients; "
+            "--nan_loss=skip leaves such steps out."
+        )
+
+    def _evaluation_due(self) -> bool:
+        if self.eval_data is None or self._evaluated == self.progress.version:
+            return False
+        if self.finished:
+            return True
+        if self.progress.version == 0:
+            return False
+        every = self.config.eval_every_steps
+        return self.progress.version % every == 0 if every else self._epoch_began()
+
+    def _epoch_began(self) -> bool:
+        epoch = self.progress.epoch
+        return epoch > 0 and epoch != self._evaluated_epoch
+
+    def _evaluate(self, hosted: tuple[int, ...], members: Members, speaks: bool) -> None:
+        assert self.eval_data is not None
+        self.beat.phase("evaluating")
+        sums, elements = evaluation(
+            self.config, self.replica, self.eval_data, hosted, members, self.pool
+        )
+        self.metrics = self.replica.evaluation_metrics(sums, elements)
+        self._evaluated = self.progress.version
+        self._evaluated_epoch = self.progress.epoch
+        if speaks:
+            self.beat.evaluated(self.progress.version, elements, self.metrics)
+        self.beat.phase("member")
+
+
+def evaluation(
+    config: JobConfig,
+    replica: "replica.Replica",
+    data: DataSet,
+    hosted: tuple[int, ...],
+    members: Members,
+    pool: ThreadPoolExecutor,
+    counted: Callable[[int], None] = lambda elements: None,
+) -> tuple[NDArray[np.float64], int]:
+    """The metric states of the whole evaluation set and its number of elements.
+
+    Each stream is walked in batches of its own, so that what a batch holds does not depend on who
+    computes it.
+
+    Raises:
+        GivenUp, UserError, UserCodeError
+    """
+    sums = np.zeros(replica.evaluation_length)
+    elements = 0
+    share = min(config.batch_size, 1024)
+    for stream in hosted:
+        walk = pipeline.Streams(
+            data.plan,
+            {stream: progress.Cursor()},
+            data.opener,
+            pool,
+            epochs=1,
+            share=math.ceil(share / 4),
+        )
+        while (batch := walk.take(0, {stream: share})).elements:
+            sums += replica.evaluation_sums(batch)
+            elements += batch.elements
+            counted(batch.elements)
+        walk.close()
+    total = members.total(np.append(sums, float(elements)))
+    if not total[-1]:
+        raise UserError(
+            "create_dataset: expected elements to evaluate; got none from all records. Look at "
+            "its filters in mode EVALUATION."
+        )
+    return total[:-1], int(total[-1])
+

@@ -1,0 +1,414 @@
+"""One worker's part in one job, from its first call to the master to its last."""
+
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from elasticdl.config import JobConfig
+from elasticdl.core import membership, progress, streams
+from elasticdl.data import pipeline
+from elasticdl.errors import Cancelled, ElasticDLError, UserError
+from elasticdl.model import artifact, spec
+from elasticdl.model import mode as modes
+from elasticdl.wire import elasticdl_pb2 as pb
+from elasticdl.wire import messages, rpc
+from elasticdl.worker import heartbeat, loop, members, prediction, replica
+
+if TYPE_CHECKING:
+    from elasticdl.worker import group
+
+_JOIN_S = 3600.0
+
+
+class Session:
+    """A registered worker.
+
+    Args:
+        client: calls the master.
+        worker: this worker's name.
+        registered: what the master said.
+        beat: reports to the master.
+    """
+
+    def __init__(
+        self,
+        client: rpc.Client,
+        worker: str,
+        registered: pb.RegisterReply,
+        beat: heartbeat.Heartbeat,
+    ) -> None:
+        self.config = JobConfig.from_json(registered.config)
+        self._client = client
+        self._worker = worker
+        self._registered = registered
+        self._beat = beat
+        self._threads = registered.threads
+        self._pool = ThreadPoolExecutor(
+            max_workers=max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="read-ahead"
+        )
+        self._meeting: group.Meeting | None = None
+
+    def run(self) -> None:
+        """Does this worker's part; returns when the master has no more for it.
+
+        Raises:
+            Cancelled, UserError, UserCodeError
+        """
+        configure(self.config, self._threads)
+        try:
+            definition, source = self._definition()
+            if self.config.kind == "predict":
+                self._predict(definition)
+            else:
+                self._work_in_generations(definition, source)
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _definition(self) -> tuple[spec.Definition, spec.ModelSource]:
+        config = self.config
+        source = (
+            spec.ModelSource.from_config(config)
+            if config.kind == "train"
+            else artifact.source_of(config.trained_model)
+        )
+        context = {
+            "worker_id": self._worker,
+            "master_ip": self._client.address.rpartition(":")[0],
+            "mode": _MODES[config.kind],
+            "job_name": config.job_name,
+        }
+        definition = spec.load(source, context)
+        for notice in definition.notices:
+            self._beat.notice(notice)
+        return definition, source
+
+    # ---- training and evaluation -------------------------------------------------------------
+
+    def _work_in_generations(
+        self, definition: spec.Definition, source: spec.ModelSource
+    ) -> None:
+        config = self.config
+        training = config.kind == "train"
+        data = self._data_set(
+            self._registered.data,
+            definition,
+            modes.Mode.TRAINING if training else modes.Mode.EVALUATION,
+            shuffle=training,
+        )
+        eval_data = None
+        if training and self._registered.HasField("eval_data"):
+            eval_data = self._data_set(
+                self._registered.eval_data, definition, modes.Mode.EVALUATION, shuffle=False
+            )
+        sample = sample_of(data)
+        copy = replica.Replica(
+            definition,
+            sample,
+            seed=config.seed,
+            reproducible=config.reproducible,
+            skip_bad=config.nan_loss == "skip",
+            tail=progress.tail_length(config.streams),
+            parallelism=max(1, (os.cpu_count() or 1) // config.num_workers),
+        )
+        if training:
+            copy.prepare_training()
+            if eval_data is not None:
+                copy.prepare_evaluation(sample_of(eval_data).specs)
+        else:
+            artifact.restore(definition, config.trained_model)
+            copy.prepare_evaluation(sample.specs)
+        for notice in definition.notices:
+            self._beat.notice(notice)
+        work = (
+            _Trainer(self, copy, data, eval_data, sample, source)
+            if training
+            else _Evaluator(self, copy, data)
+        )
+        self._beat.phase("warm")
+        last = 0
+        while True:
+            generation, rank = self._join(last, work.progress)
+            last = generation.number
+            try:
+                together = self._connect(generation, rank, copy, work)
+                work.run(generation, rank, together)
+                if rank == 0:
+                    work.finish(generation)
+            except loop.GivenUp:
+                self._beat.phase("warm")
+            except Cancelled:
+                # Nobody leaves before the master has said that the job is over.
+                self._beat.phase("warm")
+
+    def _data_set(
+        self, message: pb.Dataset, definition: spec.Definition, mode: modes.Mode, *, shuffle: bool
+    ) -> loop.DataSet:
+        plan = streams.Plan(
+            [file.records for file in message.files],
+            slice_records=message.slice_records,
+            streams=self.config.streams,
+            seed=self.config.seed,
+            shuffle=shuffle,
+        )
+        return loop.DataSet(plan, self._opener(message, definition, mode))
+
+    def _opener(
+        self, message: pb.Dataset, definition: spec.Definition, mode: modes.Mode
+    ) -> pipeline.Opener:
+        return pipeline.Opener(
+            [file.path for file in message.files],
+            lambda records: definition.create_dataset(records, mode),
+            self.config.seed,
+        )
+
+    def _join(
+        self, last: int, at: progress.Progress | None
+    ) -> tuple[membership.Generation, int]:
+        """Blocks until there is a generation.
+
+        Raises:
+            Cancelled: there is none any more.
+        """
+        request = pb.JoinRequest(
+            worker=self._worker,
+            generation=last,
+            progress=None if at is None else messages.progress_message(at),
+            address=self._address(),
+        )
+        reply = self._client.call("Join", request, deadline_s=_JOIN_S)
+        if reply.stop:
+            raise Cancelled("the job is over")
+        return messages.generation_value(reply), reply.rank
+
+    def _address(self) -> str:
+        """Where others meet this worker; none are there in a job of one worker."""
+        if self.config.num_workers == 1:
+            return ""
+        if self._meeting is None:
+            from elasticdl.worker import group
+
+            self._meeting = group.Meeting(own_host(self._client.address))
+        return self._meeting.address
+
+    def _connect(
+        self,
+        generation: membership.Generation,
+        rank: int,
+        copy: replica.Replica,
+        work: "_Trainer | _Evaluator",
+    ) -> loop.Members:
+        reproducible = self.config.reproducible
+        if len(generation.members) == 1:
+            work.received(None)
+            return members.Alone(copy, reproducible=reproducible)
+        from elasticdl.worker import group
+
+        try:
+            together = group.Group(
+                generation, rank, own_host(self._client.address), lambda: self._beat.stop
+            )
+            if min(generation.versions.values()) < max(generation.versions.values()) or (
+                max(generation.versions.values()) < 0
+            ):
+                mine = rank == generation.source
+                content = together.broadcast(work.state() if mine else None, generation.source)
+                work.received(None if mine else content)
+            else:
+                work.received(None)
+        except group.Broken as error:
+            raise loop.GivenUp(str(error)) from error
+        return members.Together(copy, together, reproducible=reproducible)
+
+    # ---- prediction --------------------------------------------------------------------------
+
+    def _predict(self, definition: spec.Definition) -> None:
+        message = self._registered.data
+        opener = self._opener(message, definition, modes.Mode.PREDICTION)
+        plan = streams.Plan(
+            [file.records for file in message.files],
+            slice_records=message.slice_records,
+            streams=1,
+            shuffle=False,
+        )
+        artifact.restore(definition, self.config.trained_model)
+        sample = sample_of(loop.DataSet(plan, opener))
+        copy = replica.Replica(definition, sample, seed=self.config.seed)
+        copy.prepare_prediction(sample.specs)
+        self._beat.phase("predicting")
+        prediction.run(
+            self._client,
+            self._worker,
+            prediction.Predictor(plan, opener, copy, self.config.batch_size),
+            Path(self._registered.work_directory),
+            lambda: self._beat.stop,
+        )
+
+
+class _Trainer:
+    """A member's work in a training job."""
+
+    def __init__(
+        self,
+        session: Session,
+        copy: replica.Replica,
+        data: loop.DataSet,
+        eval_data: loop.DataSet | None,
+        sample: replica.Sample,
+        source: spec.ModelSource,
+    ) -> None:
+        self._session = session
+        self._replica = copy
+        self._sample = sample
+        self._source = source
+        self._training = loop.Training(
+            session.config, copy, data, eval_data, session._beat, session._pool
+        )
+        self._has_replica = False
+
+    @property
+    def progress(self) -> progress.Progress | None:
+        return self._training.progress if self._has_replica else None
+
+    def state(self) -> bytes:
+        at = messages.progress_message(self._training.progress).SerializeToString()
+        return len(at).to_bytes(8, "little") + at + self._replica.dump()
+
+    def received(self, content: bytes | None) -> None:
+        """Takes over the source's state, if there is any, whole."""
+        if content is not None:
+            split = 8 + int.from_bytes(content[:8], "little")
+            at = messages.progress_value(pb.Progress.FromString(content[8:split]))
+            self._replica.restore(content[split:])
+            self._training.progress = at
+        self._has_replica = True
+
+    def run(self, generation: membership.Generation, rank: int, together: loop.Members) -> None:
+        self._training.run(generation, rank, together)
+
+    def finish(self, generation: membership.Generation) -> None:
+        session, training = self._session, self._training
+        session._beat.phase("exporting")
+        session._beat.flush()
+        directory = Path(session._registered.work_directory) / f"generation-{generation.number}"
+        directory.mkdir()
+        artifact.write(
+            directory,
+            definition=self._replica.definition,
+            source=self._source,
+            config=session.config,
+            version=training.progress.version,
+            sample_spec=self._sample.specs,
+            metrics=training.metrics,
+        )
+        session._client.call(
+            "Finish",
+            pb.FinishRequest(
+                worker=session._worker,
+                generation=generation.number,
+                version=training.progress.version,
+                directory=str(directory),
+                metrics=messages.metric_messages(training.metrics),
+            ),
+        )
+
+
+class _Evaluator:
+    """A member's work in an evaluation job."""
+
+    progress: progress.Progress | None = None
+
+    def __init__(self, session: Session, copy: replica.Replica, data: loop.DataSet) -> None:
+        self._session = session
+        self._replica = copy
+        self._data = data
+        self._metrics: dict[str, messages.Metric] = {}
+        self._elements = 0
+
+    def state(self) -> bytes:
+        return b""
+
+    def received(self, content: bytes | None) -> None:
+        """All members have read the same trained model."""
+
+    def run(self, generation: membership.Generation, rank: int, together: loop.Members) -> None:
+        session = self._session
+        session._beat.phase("evaluating")
+        hosted = generation.streams[generation.members[rank]]
+        sums, self._elements = loop.evaluation(
+            session.config, self._replica, self._data, hosted, together, session._pool
+        )
+        self._metrics = dict(self._replica.evaluation_metrics(sums, self._elements))
+
+    def finish(self, generation: membership.Generation) -> None:
+        self._session._client.call(
+            "Finish",
+            pb.FinishRequest(
+                worker=self._session._worker,
+                generation=generation.number,
+                version=self._elements,
+                metrics=messages.metric_messages(self._metrics),
+            ),
+        )
+
+
+_MODES = {
+    "train": modes.Mode.TRAINING,
+    "evaluate": modes.Mode.EVALUATION,
+    "predict": modes.Mode.PREDICTION,
+}
+
+
+def configure(config: JobConfig, threads: int) -> None:
+    """Sets TensorFlow up for this process, before it computes anything."""
+    import keras
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(
+        max(threads, (os.cpu_count() or 1) // config.num_workers)
+    )
+    if config.num_workers > 1:
+        import torch
+
+        torch.set_num_threads(1)
+    keras.utils.set_random_seed(config.seed)
+    if config.reproducible:
+        tf.config.experimental.enable_op_determinism()
+
+
+def sample_of(data: loop.DataSet) -> replica.Sample:
+    """Elements from the first slice that has any.
+
+    Raises:
+        UserError: no slice has; or the elements cannot be batched.
+        UserCodeError: the input function fails.
+    """
+    for number in range(data.plan.slices):
+        slice_ = data.plan.slice(number)
+        for block in data.opener.blocks(slice_, 0):
+            specs = data.opener.dataset(slice_, 0).batch(1).element_spec
+            leaves = [tf.convert_to_tensor(c) if not tf.is_tensor(c) and not isinstance(
+                c, tf.RaggedTensor | tf.SparseTensor) else c
+                for c in pipeline.part_of(
+                    pipeline.Batch(block.components, (block.elements,), {}, {}),
+                    0,
+                    min(2, block.elements),
+                )]
+            return replica.Sample(tf.nest.pack_sequence_as(specs, leaves), specs)
+    raise UserError(
+        "create_dataset: expected elements; got none from all records. Look at its filters."
+    )
+
+
+def own_host(master: str) -> str:
+    """The address of this machine that lies towards the master (host:port)."""
+    host, _, port = master.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))
+        return str(probe.getsockname()[0])
+
+
