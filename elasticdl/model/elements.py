@@ -1,0 +1,95 @@
+"""Names, shapes and dtypes of a model's inputs: type specs, their JSON, and batches of them."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from elasticdl.errors import UserError
+
+
+def to_json(features: Any) -> str:
+    """The element_spec of one element's features as JSON.
+
+    Raises:
+        UserError: it holds something else than dicts, lists and tuples of tensors.
+    """
+    return json.dumps(_encoded(features), sort_keys=True)
+
+
+def from_json(text: str) -> Any:
+    """The element_spec that `to_json` wrote."""
+    return _decoded(json.loads(text))
+
+
+def batched(features: Any) -> Any:
+    """The type specs of a batch, of any size, of such features."""
+    return _mapped(features, _batch_of)
+
+
+def zeros(features: Any) -> Any:
+    """A batch of one element: zeros and empty strings, with sizes of 1 where any will do."""
+    return _mapped(features, _zeros_of)
+
+
+def _mapped(structure: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(structure, Mapping):
+        return {name: _mapped(inner, function) for name, inner in structure.items()}
+    if isinstance(structure, list | tuple):
+        return type(structure)([_mapped(inner, function) for inner in structure])
+    return function(structure)
+
+
+def _encoded(structure: Any) -> dict[str, Any]:
+    if isinstance(structure, Mapping):
+        return {"dict": {str(name): _encoded(inner) for name, inner in structure.items()}}
+    if isinstance(structure, list | tuple) and not hasattr(structure, "_fields"):
+        kind = "list" if isinstance(structure, list) else "tuple"
+        return {kind: [_encoded(inner) for inner in structure]}
+    for kind, spec in _KINDS.items():
+        if isinstance(structure, spec):
+            shape = structure.shape.as_list() if structure.shape.rank is not None else None
+            encoded: dict[str, Any] = {"shape": shape, "dtype": structure.dtype.name}
+            if kind == "ragged":
+                encoded["ragged_rank"] = structure.ragged_rank
+            return {kind: encoded}
+    raise UserError(
+        "create_dataset: expected features as dicts, lists and tuples of tensors; got "
+        f"{structure!r}."
+    )
+
+
+def _decoded(encoded: Mapping[str, Any]) -> Any:
+    ((kind, inner),) = encoded.items()
+    if kind == "dict":
+        return {name: _decoded(value) for name, value in inner.items()}
+    if kind in ("list", "tuple"):
+        values = [_decoded(value) for value in inner]
+        return values if kind == "list" else tuple(values)
+    dtype = tf.as_dtype(inner["dtype"])
+    if kind == "ragged":
+        return tf.RaggedTensorSpec(inner["shape"], dtype, ragged_rank=inner["ragged_rank"])
+    return _KINDS[kind](inner["shape"], dtype)
+
+
+_KINDS = {
+    "tensor": tf.TensorSpec,
+    "ragged": tf.RaggedTensorSpec,
+    "sparse": tf.SparseTensorSpec,
+}
+
+
+def _batch_of(spec: Any) -> Any:
+    shape = tf.TensorShape([None]).concatenate(spec.shape)
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(shape, spec.dtype, ragged_rank=spec.ragged_rank + 1)
+    return type(spec)(shape, spec.dtype)
+
+
+def _zeros_of(spec: Any) -> Any:
+    shape = [1, *(1 if size is None else size for size in spec.shape.as_list())]
+    dense = tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank + 1)
+    return tf.sparse.from_dense(dense) if isinstance(spec, tf.SparseTensorSpec) else dense
