@@ -381,6 +381,7 @@ class Live(Plain):
 def panel(config: JobConfig, status: Status) -> "rich.console.RenderableType":
     """Two or three lines for a terminal, each cut at its width."""
     import rich.console
+    import rich.constrain
     import rich.progress_bar
     import rich.table
     import rich.text
@@ -396,15 +397,20 @@ def panel(config: JobConfig, status: Status) -> "rich.console.RenderableType":
             name.append(f": {status.reason}", style="not bold")
         return name
     done = fraction(config, status)
-    top = rich.table.Table.grid(padding=(0, 2, 0, 0))
+    top = rich.table.Table.grid(padding=(0, 2, 0, 0), expand=True)
+    for ratio in (None, None, 1, None, None):  # the bar takes what the words leave
+        top.add_column(ratio=ratio)
     top.add_row(
         name,
         line(position(config, status)),
-        rich.progress_bar.ProgressBar(total=1.0, completed=done, width=24),
+        rich.progress_bar.ProgressBar(total=1.0, completed=done),
         line([f"{done:.0%}"]),
         line(left(status) if status.phase in ACTIVE else [status.phase]),
     )
-    rows: list[rich.console.RenderableType] = [top, line(facts(config, status))]
+    rows: list[rich.console.RenderableType] = [
+        rich.constrain.Constrain(top, 100),
+        line(facts(config, status)),
+    ]
     if status.eval_metrics:
         rows.append(line([evaluation_line(status)], style="cyan"))
     return rich.console.Group(*rows)

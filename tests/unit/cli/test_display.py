@@ -294,6 +294,14 @@ def test_the_panel_of_a_start_says_what_it_waits_for() -> None:
     assert rendered(STARTING) == ["digits-1  starting: waiting for 2 workers"]
 
 
+def test_the_bar_gives_way_to_the_words() -> None:
+    for width in (70, 100, 200):
+        top = rendered(RUNNING, width=width)[0]
+        assert "digits-1  epoch 2/10  step 1,234  ━" in top
+        assert top.endswith("15%  1 min 20 s left")
+        assert len(top) <= 100
+
+
 def test_an_unknown_time_left_is_not_shown() -> None:
     for unknown in (0.0, float("nan"), float("inf"), -1.0):
         assert "left" not in rendered(dataclasses.replace(RUNNING, seconds_left=unknown))[0]
