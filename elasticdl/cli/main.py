@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol, TextIO
 import typer
 
 from elasticdl import config
-from elasticdl.cli import display
+from elasticdl.cli import data, display
 from elasticdl.errors import Cancelled, UserCodeError, UserError
 
 POLL_S = 0.5
@@ -82,6 +82,8 @@ def run(argv: Sequence[str], session: Session) -> int:
             )
             session.out.flush()
     except typer.TyperException as error:
+        if not error.format_message():  # a group without a command: its help has been shown
+            return 2
         return failed.user(_usage_problem(error))
     except UserCodeError as error:
         return failed.user(str(error), kind="user_code", trace=error.trace)
@@ -133,7 +135,8 @@ class _Failures:
     def fault(self, error: Exception) -> int:
         debug = bool(self._environ.get("ELASTICDL_DEBUG"))
         trace = "".join(traceback.format_exception(error)) if debug else ""
-        name = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        first_line = str(error).strip().split("\n")[0].rstrip(".")
+        name = ": ".join(each for each in (type(error).__name__, first_line) if each)
         return self._say("bug", f"this is a fault in elasticdl: {name}. {REPORT}", trace, 1)
 
 
@@ -448,4 +451,4 @@ app.command("predict", epilog=PREDICT_EXAMPLES, help="Write a trained model's ou
 app.command("config", epilog=CONFIG_EXAMPLES, help="Show each setting and where it comes from.")(
     _config_command()
 )
-# app.add_typer(data.app, name="data")
+app.add_typer(data.app, name="data")

@@ -217,6 +217,14 @@ def test_help_and_version_are_no_errors(capsys: pytest.CaptureFixture[str]) -> N
     assert (ran.status, ran.out.split()[0]) == (0, "elasticdl")
 
 
+def test_data_commands_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(["data"])
+    assert (ran.status, ran.err) == (2, "")
+    assert "Usage: elasticdl data" in capsys.readouterr().out
+    ran = run(["data", "show", "/no/such/file"])
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+
+
 def test_help_shows_defaults(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,10 +309,10 @@ def test_the_users_own_traceback_comes_first() -> None:
 
 
 def test_our_fault_asks_for_a_report_and_shows_its_trace_on_demand() -> None:
-    ran = run(TRAIN, Api([RUNNING, RuntimeError("a wheel came off")]))
+    ran = run(TRAIN, Api([RUNNING, RuntimeError("a wheel came off\nits trace")]))
     assert ran.status == 1
     assert "a fault in elasticdl: RuntimeError: a wheel came off. Please report it" in ran.err
-    assert "Traceback" not in ran.err
+    assert "trace" not in ran.err
     debugged = run(TRAIN, Api([RUNNING, RuntimeError("off")]), ELASTICDL_DEBUG="1")
     assert "Traceback" in debugged.err
 
