@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Protocol, TextIO
 import typer
 
 from elasticdl import config
+from elasticdl import version as versions
 from elasticdl.cli import data, display
 from elasticdl.errors import Cancelled, UserCodeError, UserError
 
@@ -262,9 +263,7 @@ def _elasticdl(
 ) -> int:
     session: Session = ctx.obj
     if version:
-        import importlib.metadata
-
-        print(f"elasticdl {importlib.metadata.version('elasticdl')}", file=session.out)
+        print(f"elasticdl {versions.VERSION}", file=session.out)
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         print(ctx.get_help(), file=session.out)
