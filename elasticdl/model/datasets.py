@@ -79,7 +79,7 @@ def _conformed(features: Any, model: Any) -> Any:
     if not isinstance(features, Mapping) or not _inputs(model):
         return features
     struct = getattr(model, "_inputs_struct", None)
-    names = _input_names(model)
+    names = input_names(model)
     if _has_names(features, model):
         picked = [features[name] for name in names]
     elif len(features) == len(names):
@@ -141,7 +141,7 @@ def _check_fit(what: str, features: Any, model: Any) -> None:
     inputs = _inputs(model)
     if not inputs:
         return
-    names = [str(name) for name in _input_names(model)]
+    names = [str(name) for name in input_names(model)]
     count = len(tf.nest.flatten(features))
     if count != len(inputs) and not _has_names(features, model):
         got = (
@@ -181,10 +181,11 @@ def _inputs(model: Any) -> list[Any]:
 
 def _has_names(features: Any, model: Any) -> bool:
     """Whether Keras will pick the model's inputs out of a dict of features by name."""
-    return isinstance(features, Mapping) and all(name in features for name in _input_names(model))
+    return isinstance(features, Mapping) and all(name in features for name in input_names(model))
 
 
-def _input_names(model: Any) -> list[str]:
+def input_names(model: Any) -> list[str]:
+    """The names of a functional model's inputs, in order; of other models, none."""
     struct = getattr(model, "_inputs_struct", None)
     if isinstance(struct, Mapping):
         return [str(name) for name in struct]
@@ -195,7 +196,7 @@ def _fitted(features: Any, model: Any) -> list[tuple[str, Any, Any]]:
     """Name, spec and expected shape of each of the model's inputs, where features match them."""
     inputs = _inputs(model)
     shapes = [tf.TensorShape(tensor.shape[1:]) for tensor in inputs]
-    names = _input_names(model)
+    names = input_names(model)
     if _has_names(features, model):
         specs = [features[name] for name in names]
     else:

@@ -1,7 +1,7 @@
-"""Names, shapes and dtypes of a model's inputs: type specs, their JSON, and batches of them."""
+"""Names, shapes and dtypes of a model's inputs: type specs, their JSON, and tensors of them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,7 +10,7 @@ from elasticdl.errors import UserError
 
 
 def to_json(features: Any) -> str:
-    """The element_spec of one element's features as JSON.
+    """The type specs of a batch of features as JSON; sizes that vary, as the batch's, are null.
 
     Raises:
         UserError: it holds something else than dicts, lists and tuples of tensors.
@@ -19,17 +19,24 @@ def to_json(features: Any) -> str:
 
 
 def from_json(text: str) -> Any:
-    """The element_spec that `to_json` wrote."""
+    """The type specs that `to_json` wrote."""
     return _decoded(json.loads(text))
 
 
-def batched(features: Any) -> Any:
-    """The type specs of a batch, of any size, of such features."""
-    return _mapped(features, _batch_of)
+def named(features: Any, names: Sequence[str]) -> Any:
+    """The same type specs, dense ones with `names`, where there are as many as leaves."""
+    leaves = tf.nest.flatten(features)
+    if len(leaves) != len(names):
+        return features
+    specs = [
+        tf.TensorSpec(spec.shape, spec.dtype, name) if isinstance(spec, tf.TensorSpec) else spec
+        for spec, name in zip(leaves, names, strict=True)
+    ]
+    return tf.nest.pack_sequence_as(features, specs)
 
 
 def zeros(features: Any) -> Any:
-    """A batch of one element: zeros and empty strings, with sizes of 1 where any will do."""
+    """Zeros and empty strings of these types, with sizes of 1 where any will do."""
     return _mapped(features, _zeros_of)
 
 
@@ -51,6 +58,8 @@ def _encoded(structure: Any) -> dict[str, Any]:
         if isinstance(structure, spec):
             shape = structure.shape.as_list() if structure.shape.rank is not None else None
             encoded: dict[str, Any] = {"shape": shape, "dtype": structure.dtype.name}
+            if kind == "tensor" and structure.name:
+                encoded["name"] = structure.name
             if kind == "ragged":
                 encoded["ragged_rank"] = structure.ragged_rank
             return {kind: encoded}
@@ -70,7 +79,9 @@ def _decoded(encoded: Mapping[str, Any]) -> Any:
     dtype = tf.as_dtype(inner["dtype"])
     if kind == "ragged":
         return tf.RaggedTensorSpec(inner["shape"], dtype, ragged_rank=inner["ragged_rank"])
-    return _KINDS[kind](inner["shape"], dtype)
+    if kind == "tensor":
+        return tf.TensorSpec(inner["shape"], dtype, inner.get("name"))
+    return tf.SparseTensorSpec(inner["shape"], dtype)
 
 
 _KINDS = {
@@ -80,16 +91,9 @@ _KINDS = {
 }
 
 
-def _batch_of(spec: Any) -> Any:
-    shape = tf.TensorShape([None]).concatenate(spec.shape)
-    if isinstance(spec, tf.RaggedTensorSpec):
-        return tf.RaggedTensorSpec(shape, spec.dtype, ragged_rank=spec.ragged_rank + 1)
-    return type(spec)(shape, spec.dtype)
-
-
 def _zeros_of(spec: Any) -> Any:
-    shape = [1, *(1 if size is None else size for size in spec.shape.as_list())]
+    shape = [1 if size is None else size for size in spec.shape.as_list()]
     dense = tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
     if isinstance(spec, tf.RaggedTensorSpec):
-        return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank + 1)
+        return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
     return tf.sparse.from_dense(dense) if isinstance(spec, tf.SparseTensorSpec) else dense

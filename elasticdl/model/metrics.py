@@ -1,4 +1,4 @@
-"""What users give as metrics becomes states that add up over batches, and values from their sums."""
+"""What users give as metrics becomes states that add up over batches, and values from the sums."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -3,18 +3,23 @@
 import abc
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elasticdl import config as configs
 from elasticdl.errors import UserError
 from elasticdl.model import usercode, zoo
 from elasticdl.model.mode import Mode
+from elasticdl.model.source import ModelSource
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
-    from elasticdl.model import losses, metrics, names
+    from elasticdl.model import losses, metrics, names, saving
+
+__all__ = ["Definition", "ElasticDLSpec", "Mode", "ModelSource", "load"]
 
 FORMS = (
     "an elasticdl.ElasticDLSpec subclass, a keras.Model subclass, or a function that returns a "
@@ -73,29 +78,6 @@ class ElasticDLSpec(abc.ABC):
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from: the zoo's directory, dotted names in it, and parameters."""
-
-    zoo: str
-    model_def: str
-    input_fn: str = ""
-    loss: str = ""
-    optimizer: str = ""
-    params: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_config(cls, config: configs.JobConfig) -> "ModelSource":
-        return cls(
-            zoo=config.model_zoo,
-            model_def=config.model_def,
-            input_fn=config.input_fn,
-            loss=config.loss,
-            optimizer=config.optimizer,
-            params=config.model_params,
-        )
-
-
-@dataclass(frozen=True)
 class _Part:
     """What the user gave for one purpose, and how messages name it."""
 
@@ -123,6 +105,7 @@ class Definition:
         model: a `keras.Model`, which may be unbuilt.
         optimizer: a Keras optimizer, or one of tf.compat.v1.train.
         notices: messages for the user, once each; may grow in `create_dataset`.
+        layer_names: the scope in which the model's layers get their names, to be built in.
     """
 
     def __init__(
@@ -141,7 +124,7 @@ class Definition:
         self.notices: list[str] = []
         self._dataset = parts.dataset
         self._metrics = parts.metrics
-        self._layer_names = layer_names
+        self.layer_names = layer_names
         # AutoGraph has nothing to rewrite here, and would put its frames into users' tracebacks.
         self.loss: Callable[..., Any] = tf.autograph.experimental.do_not_convert(loss.__call__)
         self.metric_states: Callable[..., dict[str, tuple[Any, ...]]] = (
@@ -179,18 +162,55 @@ class Definition:
 
         return datasets.unpack(element, mode, self.model)
 
-    def build(self, features: Any) -> None:
+    def inputs(self, sample_spec: Any) -> str:
+        """JSON of names, shapes and dtypes of the model's inputs, for `build`.
+
+        Args:
+            sample_spec: type specs of a batch of training elements of any size.
+        """
+        from elasticdl.model import datasets, elements
+
+        features = self.unpack(sample_spec, Mode.TRAINING)[0]
+        if not isinstance(features, Mapping):
+            features = elements.named(features, datasets.input_names(self.model) or ["inputs"])
+        return elements.to_json(features)
+
+    def build(self, inputs: str) -> None:
         """Creates the model's variables, under the same names in every process.
 
         Args:
-            features: element_spec of the features of one element.
+            inputs: what `inputs` gave.
         """
         from elasticdl.model import elements
 
-        if self.model.built and self.model.weights:
-            return
-        with self._layer_names, usercode.running(f"model {self.name}"):
-            self.model(elements.zeros(features), training=False)
+        if not (self.model.built and self.model.weights):
+            with self.layer_names, usercode.running(f"model {self.name}"):
+                self.model(elements.zeros(elements.from_json(inputs)), training=False)
+
+    def values(self) -> dict[str, "np.ndarray[Any, Any]"]:
+        """The model's variables, trainable and not, by their names in a trained model."""
+        from elasticdl.model import saving
+
+        return saving.values(self.model)
+
+    def assign(self, values: dict[str, "np.ndarray[Any, Any]"], where: str) -> None:
+        """Gives the variables of the built model their values.
+
+        Args:
+            where: what messages call the place that the values come from.
+
+        Raises:
+            UserError: names, shapes or dtypes differ; nothing is assigned.
+        """
+        from elasticdl.model import saving
+
+        saving.assign(self.model, values, where)
+
+    def export(self, saved_model: "Path", keras_file: "Path", inputs: str) -> "saving.Exported":
+        """Writes the model as a SavedModel and a Keras file, as far as it can be written."""
+        from elasticdl.model import elements, saving
+
+        return saving.export(self.model, saved_model, keras_file, elements.from_json(inputs))
 
     @property
     def wants_predictions(self) -> bool:

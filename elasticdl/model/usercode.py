@@ -53,7 +53,7 @@ def call(what: str, function: Callable[..., Any], offered: Mapping[str, Any]) ->
 
 def accepted(what: str, function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the `offered` arguments that `function` declares, under its own names for them."""
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for parameter in parameters(function):
         name = parameter.name
         if parameter.kind is parameter.VAR_KEYWORD:
