@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from elasticdl.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from elasticdl.api import Job, evaluate, predict, train

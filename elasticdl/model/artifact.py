@@ -15,8 +15,8 @@ import safetensors.numpy
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-import elasticdl
 from elasticdl import config as configs
+from elasticdl import version as versions
 from elasticdl.errors import UserError
 from elasticdl.model import source as sources
 from elasticdl.wire import elasticdl_pb2 as pb
@@ -71,7 +71,7 @@ def write(
         input_function=source.input_fn,
         loss=source.loss,
         optimizer=source.optimizer,
-        elasticdl_version=elasticdl.__version__,
+        elasticdl_version=versions.VERSION,
         version=version,
         zoo_directory=ZOO if source.zoo else "",
         element_spec=inputs,
