@@ -51,7 +51,8 @@ def encode(columns: Mapping[str, NDArray[Any]]) -> list[bytes]:
 
     Floats become a float_list (of float32), integers and booleans an int64_list, strings and
     bytes a bytes_list (strings as UTF-8). Further dimensions of a column are flattened in row-major
-    order. Features stand in the order of their names, so equal rows are equal bytes.
+    order. Features stand in the order of their names, so equal rows are equal bytes. Bytes belong in
+    arrays of dtype object: NumPy's own dtype for them cannot tell trailing NULs from none.
 
     Args:
         columns: arrays [n, ...] by the feature's name; those of dtype object hold str or bytes.
@@ -62,7 +63,7 @@ def encode(columns: Mapping[str, NDArray[Any]]) -> list[bytes]:
     """
     if not columns:
         raise UserError("columns: expected at least one; got none.")
-    arrays = {name: np.asarray(column) for name, column in sorted(columns.items())}
+    arrays = dict(sorted(columns.items()))
     for name, array in arrays.items():
         if array.ndim == 0:
             raise UserError(f"column {name!r}: expected an array of rows; got a single value.")
