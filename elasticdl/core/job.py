@@ -294,6 +294,8 @@ class Job:
 
     def _form(self) -> list[Effect]:
         """The next generation, once everybody who must be in it has called."""
+        if self.phase == "publishing":
+            return []
         if any(member not in self._waiting for member in self.members):
             return []
         if self.generation is None and len(self._waiting) < self.rules.expected:
@@ -330,6 +332,8 @@ class Job:
         self.leases.give_back(worker)
         self._losses = self._losses + 1 if self.version == self._losses_version else 1
         self._losses_version = self.version
+        if self.phase == "publishing":
+            return []
         if self._losses > self.rules.losses_in_a_row or not self.rules.workers:
             self.failure = Failure(
                 "bug",

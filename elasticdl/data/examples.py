@@ -51,8 +51,8 @@ def encode(columns: Mapping[str, NDArray[Any]]) -> list[bytes]:
 
     Floats become a float_list (of float32), integers and booleans an int64_list, strings and
     bytes a bytes_list (strings as UTF-8). Further dimensions of a column are flattened in row-major
-    order. Features stand in the order of their names, so equal rows are equal bytes. Bytes belong in
-    arrays of dtype object: NumPy's own dtype for them cannot tell trailing NULs from none.
+    order. Features stand in the order of their names, so equal rows are equal bytes. Bytes belong
+    in arrays of dtype object: NumPy's own dtype for them cannot tell trailing NULs from none.
 
     Args:
         columns: arrays [n, ...] by the feature's name; those of dtype object hold str or bytes.

@@ -1,6 +1,9 @@
 """Stream or lease → elements: slices through the user's input function, read ahead, replayable."""
 
+import contextlib
+import itertools
 import random
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.python.data.util import random_seed as data_seeds
+from tensorflow.python.eager import context as eager_context
+from tensorflow.python.framework import op_def_registry
 
 from elasticdl.core import seeds, streams
 from elasticdl.core.progress import Cursor, Used
@@ -61,8 +68,23 @@ class Batch:
         return sum(self.counts)
 
 
+@dataclass(frozen=True)
+class Step:
+    """One slice on a walk, and how many of its elements to leave out."""
+
+    epoch: int
+    index: int
+    slice: streams.Slice
+    skip: int
+
+
 class Opener:
     """Slices → blocks of elements, the same ones each time.
+
+    The user's input function is traced once, with the slice's records and seed as inputs, and a
+    walk runs through that one pipeline. Where that does not give what the function itself gives
+    (it iterates over its dataset, or draws random numbers other than a shuffle's), the function
+    is called anew for each slice, which costs some tens of milliseconds.
 
     Args:
         files: the paths of the data set's files.
@@ -70,8 +92,7 @@ class Opener:
         seed: of the job.
     """
 
-    # Seeds of a pipeline's operations are drawn from TensorFlow's global generator while it is
-    # built, one pipeline at a time.
+    # Seeds of a pipeline's operations are drawn while it is built, one pipeline at a time.
     _building = threading.Lock()
 
     def __init__(
@@ -83,23 +104,28 @@ class Opener:
         self.files = tuple(files)
         self._create_dataset = create_dataset
         self._seed = seed
-        self.element_spec: Any = None
         self._block = 0
+        self._traced: Any = None
 
-    def dataset(self, slice_: streams.Slice, epoch: int) -> tf.data.Dataset:
-        """The slice's elements in this epoch; each call yields the same ones.
+    def sample(self, plan: streams.Plan) -> tuple[Any, Block]:
+        """The type of a batch of any size, and a block of the first slice that has elements.
+
+        To be called once, before anything else.
 
         Raises:
-            CorruptData, UserCodeError
+            CorruptData, UserError, UserCodeError
         """
-        records = sources.read(self.files[slice_.file], slice_.start, slice_.end)
-        with Opener._building:
-            _reseed(seeds.seed("slice", self._seed, epoch, slice_.file, slice_.start))
-            raw = tf.data.Dataset.from_tensor_slices(tf.constant(records, tf.string))
-            elements = self._create_dataset(raw)
-        if self.element_spec is None:
-            self.element_spec = elements.element_spec
-        return elements
+        for number in range(plan.slices):
+            slice_ = plan.slice(number)
+            elements = self._called(slice_, 0, self._records(slice_))
+            self._block = block_elements(elements.element_spec)
+            block = next(self.blocks(slice_, 0), None)
+            if block is not None:
+                self._trace(slice_, block)
+                return elements.batch(1).element_spec, block
+        raise UserError(
+            "create_dataset: expected elements; got none from all records. Look at its filters."
+        )
 
     def blocks(self, slice_: streams.Slice, epoch: int, skip: int = 0) -> Iterator[Block]:
         """The slice's elements but the first `skip`, in blocks.
@@ -108,33 +134,114 @@ class Opener:
             CorruptData: a record file is damaged.
             UserError, UserCodeError: the user's input function fails on these records.
         """
-        elements = self.dataset(slice_, epoch)
-        if not self._block:
-            self._block = block_elements(elements.element_spec)
-        batches = elements.skip(skip) if skip else elements
-        batches = batches.batch(self._block).prefetch(1).with_options(_options())
-        first = skip
-        iterator = iter(batches)
+        for _, block in self.walk(iter([Step(epoch, 0, slice_, skip)]), ahead=False):
+            yield block
+
+    def walk(self, steps: Iterator[Step], *, ahead: bool = True) -> Iterator[tuple[Step, Block]]:
+        """The blocks of one slice after another.
+
+        Args:
+            ahead: whether to go on reading while nobody asks.
+
+        Raises:
+            CorruptData, UserError, UserCodeError: as `blocks`.
+        """
+        if self._traced is None or not ahead:
+            walk = ((step, iter([step])) for step in steps)
+        else:
+            walk = iter([(None, steps)])
+        for _, some in walk:
+            yield from self._run(some)
+
+    def _run(self, steps: Iterator[Step]) -> Iterator[tuple[Step, Block]]:
+        """One pipeline through all of `steps`, or, if there is no traced function, one step."""
+        passed = _Passed(self, steps)
+        if self._traced is None:
+            step = next(passed.steps)
+            batches = self._batches(
+                self._called(step.slice, step.epoch, self._records(step.slice)), step.skip, 0
+            )
+        else:
+            traced = self._traced
+            batches = tf.data.Dataset.from_generator(
+                passed.inputs, output_signature=_SLICE_INPUTS
+            ).flat_map(lambda *inputs: traced(*inputs))
+        iterator = iter(batches.prefetch(1).with_options(_options()))
+        first = tag = -1
         while True:
             try:
-                batch = next(iterator)
+                number, batch = next(iterator)
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise self._problem(slice_, error) from error
+                if passed.failure is not None:
+                    raise passed.failure from None
+                raise self._problem(passed.last.slice, error) from error
+            if int(number) != tag:
+                tag = int(number)
+                step = passed.at(tag)
+                first = step.skip
             components = tuple(_component(leaf) for leaf in tf.nest.flatten(batch))
             count = _length(components[0])
-            yield Block(components, count, first)
+            yield step, Block(components, count, first)
             first += count
-            if first > _ENDLESS * (slice_.records + 1000):
+            if first > _ENDLESS * (step.slice.records + 1000):
                 raise UserError(
                     f"create_dataset: expected an end; got more than {first} elements from "
-                    f"{slice_.records} records. Remove repeat(): --epochs says how often."
+                    f"{step.slice.records} records. Remove repeat(): --epochs says how often."
                 )
 
     def where(self, slice_: streams.Slice) -> str:
         """The slice in words."""
         return f"{self.files[slice_.file]}, records {slice_.start} to {slice_.end - 1}"
+
+    def seed_of(self, slice_: streams.Slice, epoch: int) -> int:
+        """What the pipeline's random numbers for this slice and epoch come from."""
+        return seeds.seed("slice", self._seed, epoch, slice_.file, slice_.start)
+
+    def _records(self, slice_: streams.Slice) -> NDArray[np.object_]:
+        records = sources.read(self.files[slice_.file], slice_.start, slice_.end)
+        array = np.empty(len(records), object)
+        array[:] = records
+        return array
+
+    def _called(
+        self, slice_: streams.Slice, epoch: int, records: NDArray[np.object_]
+    ) -> tf.data.Dataset:
+        """What the user's function returns for one slice."""
+        seed = self.seed_of(slice_, epoch)
+        with Opener._building, _seeds(seed, tf.constant(seed, tf.int64)):
+            return self._create_dataset(
+                tf.data.Dataset.from_tensor_slices(tf.constant(records, tf.string))
+            )
+
+    def _batches(self, elements: tf.data.Dataset, skip: Any, tag: Any) -> tf.data.Dataset:
+        number = tf.convert_to_tensor(tag, tf.int64)
+        return elements.skip(skip).batch(self._block).map(lambda *batch: (number, batch))
+
+    def _trace(self, slice_: streams.Slice, block: Block) -> None:
+        """Traces the user's function, if that gives the same elements as calling it."""
+
+        def pipeline(records: Any, seed: Any, skip: Any, tag: Any) -> tf.data.Dataset:
+            with _seeds(0, seed):
+                elements = self._create_dataset(tf.data.Dataset.from_tensor_slices(records))
+            return self._batches(elements, skip, tag)
+
+        try:
+            with Opener._building:
+                traced = tf.function(pipeline, autograph=False).get_concrete_function(
+                    *_SLICE_INPUTS
+                )
+            if _has_state(traced.graph):
+                return
+            self._traced = traced
+            again = next(self.blocks(slice_, 0), None)
+        # Whatever a user's function cannot do in a graph, it goes on doing outside of one.
+        except Exception:
+            self._traced = None
+            return
+        if again is None or not _same(block, again):
+            self._traced = None
 
     def _problem(self, slice_: streams.Slice, error: Exception) -> ElasticDLError:
         text = str(getattr(error, "message", error)).strip()
@@ -144,6 +251,51 @@ class Opener:
                 f"({self.where(slice_)}). Pad them, or yield ragged tensors."
             )
         return UserCodeError(f"create_dataset: {first_line(text)} ({self.where(slice_)})", text)
+
+
+_SLICE_INPUTS = (
+    tf.TensorSpec([None], tf.string),  # records
+    tf.TensorSpec([], tf.int64),  # seed
+    tf.TensorSpec([], tf.int64),  # elements to skip
+    tf.TensorSpec([], tf.int64),  # the number by which its blocks name the slice
+)
+
+
+class _Passed:
+    """Feeds steps to a pipeline, which runs ahead, and knows them by number when blocks come."""
+
+    def __init__(self, opener: Opener, steps: Iterator[Step]) -> None:
+        self.failure: BaseException | None = None
+        self.steps = self._noted(steps)
+        self._opener = opener
+        self._open: deque[tuple[int, Step]] = deque()
+        self._count = 0
+
+    @property
+    def last(self) -> Step:
+        return self._open[-1][1]
+
+    def inputs(self) -> Iterator[tuple[NDArray[np.object_], int, int, int]]:
+        try:
+            for step in self.steps:
+                records = self._opener._records(step.slice)
+                seed = self._opener.seed_of(step.slice, step.epoch)
+                yield records, seed, step.skip, self._count - 1
+        # TensorFlow passes on no more than the text of what a generator raises.
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def at(self, number: int) -> Step:
+        while self._open[0][0] != number:
+            self._open.popleft()
+        return self._open[0][1]
+
+    def _noted(self, steps: Iterator[Step]) -> Iterator[Step]:
+        for step in steps:
+            self._open.append((self._count, step))
+            self._count += 1
+            yield step
 
 
 class Stream:
@@ -244,14 +396,17 @@ class Stream:
 
     def _walk(self, cursor: Cursor) -> Iterator["_Piece"]:
         """All pieces from the cursor on; a piece without elements is where the stream ends."""
+        for step, block in self._opener.walk(self._steps(cursor)):
+            yield _Piece(step.epoch, step.index, step.slice, block, range(block.elements))
+        yield _Piece(self._epochs, 0, None, None, range(0))
+
+    def _steps(self, cursor: Cursor) -> Iterator[Step]:
         index, skip = cursor.slice, cursor.element
         for epoch in range(cursor.epoch, self._epochs):
             while (slice_ := self._plan.slice_of(epoch, self._number, index)) is not None:
-                for block in self._opener.blocks(slice_, epoch, skip):
-                    yield _Piece(epoch, index, slice_, block, range(block.elements))
+                yield Step(epoch, index, slice_, skip)
                 index, skip = index + 1, 0
-            index = 0
-        yield _Piece(self._epochs, 0, None, None, range(0))
+            index = skip = 0
 
 
 @dataclass(frozen=True)
@@ -323,6 +478,11 @@ def part_of(batch: Batch, begin: int, end: int) -> tuple[Component, ...]:
     return tuple(_cut(component, begin, end) for component in batch.components)
 
 
+def tensors(components: Sequence[Component]) -> list[Any]:
+    """The components as TensorFlow takes them."""
+    return [tf.convert_to_tensor(c) if isinstance(c, np.ndarray) else c for c in components]
+
+
 def block_elements(element_spec: Any) -> int:
     """How many elements make about a mebibyte, but at most 256: what is read ahead at a time."""
     size = 0
@@ -341,26 +501,73 @@ def first_line(text: str) -> str:
     return line.split("}} ", 1)[-1].split(" [Op:", 1)[0].rstrip(".") + "."
 
 
-def _reseed(seed: int) -> None:
-    """What `tf.random.set_seed` does to operations that are made from now on, and no more.
+@contextlib.contextmanager
+def _seeds(plain: int, shuffles: tf.Tensor) -> Iterator[None]:
+    """Decides the seeds of operations that are made inside and were given none.
 
-    The function itself also drops all kernels that TensorFlow has cached, which makes the next
-    step instantiate its whole graph again: tens of milliseconds at each slice.
+    What `tf.random.set_seed` would do, and more: a shuffle's seed can be a tensor, so that one
+    traced pipeline serves all slices. `set_seed` itself also drops all kernels that TensorFlow
+    has cached, which makes the next training step instantiate its whole graph again.
+
+    Args:
+        plain: seed of random operations other than tf.data's.
+        shuffles: int64 [], seed of tf.data's; each of them adds its own number.
     """
-    from tensorflow.python.eager import context as eager
+    context = eager_context.context()
+    before = context._seed, context._rng
+    given = data_seeds.get_seed
+    numbers = itertools.count()
 
-    context = eager.context()
-    if not hasattr(context, "_seed") or not hasattr(context, "_rng"):
-        tf.random.set_seed(seed)
-        return
-    context._seed = seed
-    context._rng = random.Random(seed)
+    def get_seed(seed: Any) -> Any:
+        if seed is not None:
+            return given(seed)
+        return shuffles, tf.constant(next(numbers), tf.int64)
+
+    context._seed, context._rng = plain, random.Random(plain)
+    data_seeds.get_seed = get_seed
+    try:
+        yield
+    finally:
+        data_seeds.get_seed = given
+        context._seed, context._rng = before
+
+
+def _has_state(graph: Any) -> bool:
+    """Whether operations in the graph keep something from one slice to the next."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    for name in {node.op for node in nodes}:
+        known = op_def_registry.get(name)
+        if known is not None and known.is_stateful and not _HARMLESS.fullmatch(name):
+            return True
+    return False
+
+
+# Stateful by their definition, but not in what a slice's elements are.
+_HARMLESS = re.compile(
+    r".*Dataset(V\d)?|DummySeedGenerator|(Eager)?PyFunc|LookupTable.*|.*HashTable.*|Print.*|Assert"
+    r"|VarHandleOp|ReadVariableOp|(Stateful)?PartitionedCall|If|While|Placeholder"
+)
+
+
+def _same(one: Block, other: Block) -> bool:
+    if one.elements != other.elements or len(one.components) != len(other.components):
+        return False
+    for a, b in zip(one.components, other.components, strict=True):
+        for x, y in zip(
+            tf.nest.flatten(a, expand_composites=True),
+            tf.nest.flatten(b, expand_composites=True),
+            strict=True,
+        ):
+            if np.asarray(x).tobytes() != np.asarray(y).tobytes() and not np.array_equal(x, y):
+                return False
+    return True
 
 
 def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
-    options.autotune.enabled = True
+    options.experimental_optimization.apply_default_optimizations = False
     return options
 
 

@@ -202,7 +202,7 @@ class Loop:
         return pb.JobStatus(
             job_name=self.config.job_name,
             kind=self.config.kind,
-            phase=self.job.phase,
+            phase="running" if self.job.phase == "publishing" else self.job.phase,
             reason=self.job.reason,
             generation=generation.number if generation else 0,
             version=self.history.version if self.config.kind == "train" else self.job.version,

@@ -29,7 +29,8 @@ def checked(what: str, made: Any, mode: Mode, model: Any) -> tuple[Any, bool]:
         raise UserError(
             f"{what}: expected a tf.data.Dataset; got {made!r} of type {type(made).__name__}."
         )
-    if _is_endless(made):
+    # In a graph no size is known; what is traced was called before.
+    if tf.executing_eagerly() and _is_endless(made):
         raise UserError(
             f"{what}: expected a dataset that ends; got an endless one. Leave out repeat(): "
             "--epochs says how often the data is used."

@@ -154,6 +154,7 @@ class Replica:
 
     def _build(self) -> None:
         features, _, _ = self.definition.unpack(self._sample.element, modes.Mode.TRAINING)
+        self.definition.build(self.definition.inputs(self._sample.specs))
         with self._model_call(features):
             self.model(features, training=False)
 
@@ -471,7 +472,7 @@ class Replica:
         hosts = [s for s, count in zip(batch.used, batch.counts, strict=True) if count]
         named = hosts if self._reproducible else hosts[:1]
         drawn = [seeds.seed("random layers", self._seed, stream, version) for stream in named]
-        leaves = _tensors(batch.components)
+        leaves = pipeline.tensors(batch.components)
         return [leaves, tf.constant(counts, tf.int64), tf.constant(drawn, tf.int64)]
 
     # ---- evaluation and prediction -----------------------------------------------------------
@@ -521,7 +522,7 @@ class Replica:
 
     def evaluation_sums(self, batch: pipeline.Batch) -> NDArray[np.float64]:
         """Metric states and loss sum over the batch: float64 [evaluation_length]."""
-        leaves = _tensors(batch.components)
+        leaves = pipeline.tensors(batch.components)
         with self._step_errors():
             sums = self._evaluation_function(leaves)
         return np.asarray(sums.numpy(), np.float64)
@@ -646,10 +647,6 @@ def named_outputs(model: keras.Model, outputs: Any) -> dict[str, NDArray[Any]]:
             names = ["output" if n == 0 else f"output_{n}" for n in range(len(leaves))]
         flat = dict(zip(names, leaves, strict=True))
     return {name: _numpy(leaf) for name, leaf in flat.items()}
-
-
-def _tensors(components: Sequence[pipeline.Component]) -> list[Any]:
-    return [tf.convert_to_tensor(c) if isinstance(c, np.ndarray) else c for c in components]
 
 
 def _is_seed(variable: Any) -> bool:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from elasticdl.config import JobConfig
-from elasticdl.core import membership, progress, streams
+from elasticdl.core import membership, streams
+from elasticdl.core.progress import Progress, tail_length
 from elasticdl.data import pipeline
 from elasticdl.errors import Cancelled, ElasticDLError, UserError
 from elasticdl.model import artifact, spec
 from elasticdl.model import mode as modes
+from elasticdl.model import source as sources
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages, rpc
 from elasticdl.worker import heartbeat, loop, members, prediction, replica
@@ -69,10 +71,10 @@ class Session:
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _definition(self) -> tuple[spec.Definition, spec.ModelSource]:
+    def _definition(self) -> tuple[spec.Definition, sources.ModelSource]:
         config = self.config
         source = (
-            spec.ModelSource.from_config(config)
+            sources.ModelSource.from_config(config)
             if config.kind == "train"
             else artifact.source_of(config.trained_model)
         )
@@ -90,7 +92,7 @@ class Session:
     # ---- training and evaluation -------------------------------------------------------------
 
     def _work_in_generations(
-        self, definition: spec.Definition, source: spec.ModelSource
+        self, definition: spec.Definition, source: sources.ModelSource
     ) -> None:
         config = self.config
         training = config.kind == "train"
@@ -112,7 +114,7 @@ class Session:
             seed=config.seed,
             reproducible=config.reproducible,
             skip_bad=config.nan_loss == "skip",
-            tail=progress.tail_length(config.streams),
+            tail=tail_length(config.streams),
             parallelism=max(1, (os.cpu_count() or 1) // config.num_workers),
         )
         if training:
@@ -167,7 +169,7 @@ class Session:
         )
 
     def _join(
-        self, last: int, at: progress.Progress | None
+        self, last: int, at: Progress | None
     ) -> tuple[membership.Generation, int]:
         """Blocks until there is a generation.
 
@@ -259,7 +261,7 @@ class _Trainer:
         data: loop.DataSet,
         eval_data: loop.DataSet | None,
         sample: replica.Sample,
-        source: spec.ModelSource,
+        source: sources.ModelSource,
     ) -> None:
         self._session = session
         self._replica = copy
@@ -271,7 +273,7 @@ class _Trainer:
         self._has_replica = False
 
     @property
-    def progress(self) -> progress.Progress | None:
+    def progress(self) -> Progress | None:
         return self._training.progress if self._has_replica else None
 
     def state(self) -> bytes:
@@ -320,7 +322,7 @@ class _Trainer:
 class _Evaluator:
     """A member's work in an evaluation job."""
 
-    progress: progress.Progress | None = None
+    progress: Progress | None = None
 
     def __init__(self, session: Session, copy: replica.Replica, data: loop.DataSet) -> None:
         self._session = session
@@ -387,21 +389,10 @@ def sample_of(data: loop.DataSet) -> replica.Sample:
         UserError: no slice has; or the elements cannot be batched.
         UserCodeError: the input function fails.
     """
-    for number in range(data.plan.slices):
-        slice_ = data.plan.slice(number)
-        for block in data.opener.blocks(slice_, 0):
-            specs = data.opener.dataset(slice_, 0).batch(1).element_spec
-            leaves = [tf.convert_to_tensor(c) if not tf.is_tensor(c) and not isinstance(
-                c, tf.RaggedTensor | tf.SparseTensor) else c
-                for c in pipeline.part_of(
-                    pipeline.Batch(block.components, (block.elements,), {}, {}),
-                    0,
-                    min(2, block.elements),
-                )]
-            return replica.Sample(tf.nest.pack_sequence_as(specs, leaves), specs)
-    raise UserError(
-        "create_dataset: expected elements; got none from all records. Look at its filters."
-    )
+    specs, block = data.opener.sample(data.plan)
+    batch = pipeline.Batch(block.components, (block.elements,), {}, {})
+    leaves = pipeline.tensors(pipeline.part_of(batch, 0, min(2, block.elements)))
+    return replica.Sample(tf.nest.pack_sequence_as(specs, leaves), specs)
 
 
 def own_host(master: str) -> str:
