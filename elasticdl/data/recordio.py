@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import secrets
+import stat
 import struct
 import types
 import weakref
@@ -366,16 +367,19 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            # Opening a pipe would wait for its writer otherwise.
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             self.close = weakref.finalize(self, os.close, self._descriptor)
-            if os.path.isdir(self.path):
-                raise UserError(f"{self.path}: expected a RecordIO file; got a directory.")
-            self.size = os.fstat(self._descriptor).st_size
+            status = os.fstat(self._descriptor)
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be opened: {error.strerror}. Check the path and its "
                 "permissions."
             ) from error
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+            raise UserError(f"{self.path}: expected a RecordIO file; got {kind}.")
+        self.size = status.st_size
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes at `offset`.

@@ -19,13 +19,14 @@ def tf() -> Any:
     return pytest.importorskip("tensorflow")
 
 
+# No name begins another: the order of those is an oddity of the protobuf library's.
 COLUMNS: dict[str, NDArray[Any]] = {
     "float": np.array([1.5, -0.0, np.nan, np.inf], np.float32),
     "double": np.array([1e-50, 1 / 3, -np.inf, 3e38]),
     "half": np.array([[1, 2], [3, 4], [5, 6], [7, 8]], np.float16),
-    "int": np.array([0, 127, 128, -1]),
+    "small": np.array([0, 127, 128, -1]),
     "int64": np.array([[2**63 - 1], [-(2**63)], [2**62], [1 << 56]]),
-    "byte": np.array([0, 1, 128, 255], np.uint8),
+    "uint8": np.array([0, 1, 128, 255], np.uint8),
     "uint64": np.array([0, 1, 2**63 - 1, 300], np.uint64),
     "bool": np.array([True, False, True, False]),
     "image": np.arange(4 * 28 * 28, dtype=np.uint8).reshape(4, 28, 28),

@@ -448,6 +448,9 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         recordio.read(tmp_path / "none.recordio")
     with pytest.raises(UserError, match="got a directory"):
         recordio.read(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="got a pipe or device"):
+        recordio.read(tmp_path / "pipe")
 
 
 # ---- writing is all or nothing ----------------------------------------------------------------
