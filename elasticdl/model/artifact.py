@@ -113,7 +113,7 @@ def write_parameters(
         path.write_bytes(model.SerializeToString(deterministic=True))
     else:
         safetensors.numpy.save_file(
-            {name: np.ascontiguousarray(value) for name, value in values.items()},
+            {name: np.asarray(value, order="C") for name, value in values.items()},
             path,
             metadata={"version": str(version)},
         )

@@ -29,8 +29,7 @@ def checked(what: str, made: Any, mode: Mode, model: Any) -> tuple[Any, bool]:
         raise UserError(
             f"{what}: expected a tf.data.Dataset; got {made!r} of type {type(made).__name__}."
         )
-    # In a graph no size is known; what is traced was called before.
-    if tf.executing_eagerly() and _is_endless(made):
+    if _is_endless(made):
         raise UserError(
             f"{what}: expected a dataset that ends; got an endless one. Leave out repeat(): "
             "--epochs says how often the data is used."
@@ -99,13 +98,16 @@ def _nodes(dataset: Any) -> Iterator[Any]:
 
 
 def _is_endless(dataset: Any) -> bool:
-    size = int(dataset.cardinality().numpy())
-    if size == tf.data.INFINITE_CARDINALITY:
-        return True
+    # By structure: a dataset that is built inside a function has no cardinality to ask for.
     kind = type(dataset).__name__
-    if size >= 0 or kind in ("_TakeDataset", "_TakeWhileDataset"):
-        # take(-1) of something endless has cardinality INFINITE.
-        return False
+    if kind in ("_RepeatDataset", "_ShuffleAndRepeatDataset", "_TakeDataset"):
+        count = tf.get_static_value(dataset._count)
+        if kind != "_TakeDataset" and count is not None and count < 0:
+            return True
+        if kind == "_TakeDataset" and (count is None or count >= 0):
+            return False
+    if kind in ("_RandomDataset", "_TakeWhileDataset"):
+        return kind == "_RandomDataset"
     below = [_is_endless(inner) for inner in dataset._inputs()]
     return bool(below) and (all(below) if kind == "_ZipDataset" else any(below))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.losses import ALL_OBJECTS_DICT
 from keras.src.losses.losses import LossFunctionWrapper
 
 from elasticdl.errors import UserError
@@ -182,23 +183,16 @@ def _keras_losses(what: str, given: Any) -> Any:
 
 
 def _named(what: str, name: str) -> Any:
-    known = {
-        key
-        for key, value in vars(keras.losses).items()
-        if callable(value) and not key.startswith("_") and key not in NO_LOSSES
-    }
+    known = sorted(name for name in ALL_OBJECTS_DICT if name.islower())
     try:
         found = keras.losses.get(name)
     except ValueError:
         raise UserError(
             f"{what}: expected a dotted name in the zoo or one of Keras's losses: "
-            f"{', '.join(sorted(known))}; got {name!r}."
+            f"{', '.join(known)}; got {name!r}."
             f"{usercode.nearest(name, known) or ' Use one of those.'}"
         ) from None
     return found if isinstance(found, keras.losses.Loss) else LossFunctionWrapper(found)
-
-
-NO_LOSSES = frozenset({"Loss", "get", "serialize", "deserialize"})
 
 
 def _crossentropy(task: str) -> Any:

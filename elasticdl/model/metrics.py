@@ -1,5 +1,6 @@
 """What users give as metrics becomes states that add up over batches, and values from the sums."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common import global_state
+from keras.src.metrics import ALL_OBJECTS_DICT
 
 from elasticdl.errors import UserError
 from elasticdl.model import structures, usercode
@@ -86,7 +89,7 @@ class Metrics:
             predictions = outputs
         batch = _Batch(mode, outputs, labels, predictions, weights, tf.cast(count, tf.float32))
         found = {}
-        with keras.StatelessScope() as scope:
+        with _stateless() as scope:
             for name, item, output in self._items(batch):
                 if name in found:
                     raise UserError(
@@ -122,12 +125,17 @@ class Metrics:
                     kind.metric.variables, kind.initial, states, strict=True
                 )
             ]
-            with usercode.running(f"{self._what}: result of {name}"):
-                result = kind.metric.stateless_result(variables)
-            if isinstance(result, Mapping):
-                values.update({f"{name}_{key}": _number(inner) for key, inner in result.items()})
-            else:
-                values[name] = _number(result)
+            mapping = list(zip(kind.metric.variables, variables, strict=True))
+            with (
+                usercode.running(f"{self._what}: result of {name}"),
+                keras.StatelessScope(mapping),
+            ):
+                # Converted inside: a result may be the variable itself.
+                result = kind.metric.result()
+                if isinstance(result, Mapping):
+                    values.update({f"{name}_{key}": _number(one) for key, one in result.items()})
+                else:
+                    values[name] = _number(result)
         return values
 
     def _items(self, batch: _Batch) -> Iterator[tuple[str, Any, structures.Output | None]]:
@@ -270,7 +278,7 @@ def _metric_named(what: str, given: Any, labels: Any, outputs: Any) -> Any:
             try:
                 found = keras.metrics.get(given)
             except ValueError:
-                known = [key for key in vars(keras.metrics) if not key.startswith("_")]
+                known = [name for name in ALL_OBJECTS_DICT if name.islower()]
                 raise UserError(
                     f"{what}: expected names of Keras's metrics; got {given!r}."
                     f"{usercode.nearest(given, known) or ' Use names such as accuracy or mae.'}"
@@ -289,9 +297,27 @@ def _metric_named(what: str, given: Any, labels: Any, outputs: Any) -> Any:
     return found
 
 
+@contextlib.contextmanager
+def _stateless() -> Iterator[Any]:
+    """A `keras.StatelessScope` in which metrics may be made, too.
+
+    Keras would make their variables when the scope ends, or the next one does; inside a
+    `tf.function` that fails. Unmade, they stand for their initial values, which is all we need.
+    """
+    waiting = list(global_state.get_global_attribute(_UNMADE) or [])
+    try:
+        with keras.StatelessScope(initialize_variables=False) as scope:
+            yield scope
+    finally:
+        global_state.set_global_attribute(_UNMADE, waiting)
+
+
+_UNMADE = "uninitialized_variables"
+
+
 def _initial(metric: Any) -> tuple[np.ndarray[Any, Any], ...]:
     """The values of the metric's variables after a reset, float64."""
-    with tf.init_scope(), keras.StatelessScope() as scope:
+    with tf.init_scope(), _stateless() as scope:
         metric.reset_state()
         values = [
             variable.value

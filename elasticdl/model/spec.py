@@ -126,9 +126,10 @@ class Definition:
         self._metrics = parts.metrics
         self.layer_names = layer_names
         # AutoGraph has nothing to rewrite here, and would put its frames into users' tracebacks.
-        self.loss: Callable[..., Any] = tf.autograph.experimental.do_not_convert(loss.__call__)
-        self.metric_states: Callable[..., dict[str, tuple[Any, ...]]] = (
-            tf.autograph.experimental.do_not_convert(self._metric_states)
+        unconverted = tf.autograph.experimental.do_not_convert
+        self.loss: Callable[..., Any] = unconverted(usercode.unrewritten(loss.__call__))
+        self.metric_states: Callable[..., dict[str, tuple[Any, ...]]] = unconverted(
+            usercode.unrewritten(self._metric_states)
         )
 
     def create_dataset(self, records: Any, mode: Mode) -> Any:
@@ -459,9 +460,7 @@ def _constructed(
     arguments = dict(params)
     rates = {rate: arguments.pop(rate) for rate in RATES if rate in params and rate not in named}
     if len(rates) > 1:
-        raise UserError(
-            f"params: expected learning_rate or lr; got both: {configs.format_params(rates)}."
-        )
+        raise UserError("params: expected learning_rate or lr; got both. Leave one out.")
     known = [parameter for parameter in named if parameter != "context"]
     for unknown in arguments:
         if unknown == "context" or (unknown not in known and not takes_any):

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib.util
 import inspect
 import os
@@ -35,6 +36,23 @@ def running(what: str) -> Iterator[None]:
     # What user code raises is not for us to choose, and a model file may call sys.exit().
     except (Exception, SystemExit) as error:
         raise UserCodeError(f"{what}: {headline(error)}", trace(error)) from error
+
+
+def unrewritten(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose errors of this package pass through a `tf.function` as they are.
+
+    TensorFlow would replace them by errors of its own, with its frames in the message.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return function(*arguments, **keywords)
+        except ElasticDLError as error:
+            error.ag_pass_through = True  # type: ignore[attr-defined]
+            raise
+
+    return called
 
 
 def call(what: str, function: Callable[..., Any], offered: Mapping[str, Any]) -> Any:
