@@ -163,9 +163,12 @@ class Opener:
             )
         else:
             traced = self._traced
-            batches = tf.data.Dataset.from_generator(
-                passed.inputs, output_signature=_SLICE_INPUTS
-            ).flat_map(lambda *inputs: traced(*inputs))
+            # AutoGraph, which has nothing to do here, does not bear several threads.
+            feed = tf.autograph.experimental.do_not_convert(lambda *inputs: traced(*inputs))
+            with Opener._building:
+                batches = tf.data.Dataset.from_generator(
+                    passed.inputs, output_signature=_SLICE_INPUTS
+                ).flat_map(feed)
         iterator = iter(batches.prefetch(1).with_options(_options()))
         first = tag = -1
         while True:
@@ -216,8 +219,10 @@ class Opener:
             )
 
     def _batches(self, elements: tf.data.Dataset, skip: Any, tag: Any) -> tf.data.Dataset:
-        number = tf.convert_to_tensor(tag, tf.int64)
-        return elements.skip(skip).batch(self._block).map(lambda *batch: (number, batch))
+        """Blocks of the elements but the first `skip`, each behind the number `tag`."""
+        blocks = elements.skip(skip).batch(self._block)
+        tags = tf.data.Dataset.from_tensors(tf.convert_to_tensor(tag, tf.int64)).repeat()
+        return tf.data.Dataset.zip((tags, blocks))
 
     def _trace(self, slice_: streams.Slice, block: Block) -> None:
         """Traces the user's function, if that gives the same elements as calling it."""

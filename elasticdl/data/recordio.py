@@ -135,8 +135,10 @@ class Reader:
         return self._records
 
     def __iter__(self) -> Iterator[bytes]:
-        for number, chunk in enumerate(self.chunks):
-            yield from self._chunk_records(number)[0 : chunk.records]
+        return itertools.chain.from_iterable(
+            self._chunk_records(number)[0 : chunk.records]
+            for number, chunk in enumerate(self.chunks)
+        )
 
     def read_range(self, start: int, end: int) -> list[bytes]:
         """The records from `start` up to, not including, `end`.
@@ -197,9 +199,8 @@ def check(path: Path, progress: Callable[[int], None] | None = None) -> Verified
             if chunk.records:
                 _records(file, chunk, confirmed=False)
             elif chunk.stored_bytes:
-                stored = file.payload(chunk)
-                if stored.startswith(_TAG):
-                    entries = _index_entries(stored) or []
+                entries = _index_entries(file.payload(chunk))
+                if entries is not None:
                     described = [c.header[4:] for c in walked[len(walked) - len(entries) :]]
                     if described != [_INDEX_ENTRY.pack(*entry) for entry in entries]:
                         raise CorruptData(
@@ -444,7 +445,7 @@ class _File:
             )
         return chunk
 
-    def payload(self, chunk: Chunk) -> bytes:
+    def payload(self, chunk: Chunk) -> memoryview:
         """A chunk's payload as stored, after its header was compared and its checksum verified."""
         block = self.read(chunk.offset, chunk.end - chunk.offset)
         if not block.startswith(chunk.header):
@@ -454,7 +455,7 @@ class _File:
                 f"expected the chunk header {chunk.header.hex()} that the index has; got "
                 f"{block[: _HEADER.size].hex()}.",
             )
-        stored = block[_HEADER.size :]
+        stored = memoryview(block)[_HEADER.size :]
         checksum = isal_zlib.crc32(stored)
         if checksum != chunk.checksum:
             raise CorruptData(
@@ -517,7 +518,7 @@ def _compressed(payload: bytes, compressor: int) -> bytes:
             return payload
 
 
-def _decompressed(file: _File, chunk: Chunk, stored: bytes) -> memoryview:
+def _decompressed(file: _File, chunk: Chunk, stored: memoryview) -> memoryview:
     try:
         return _decompress(stored, chunk.compressor)
     except _BAD_PAYLOAD as error:
@@ -529,14 +530,14 @@ def _decompressed(file: _File, chunk: Chunk, stored: bytes) -> memoryview:
         ) from error
 
 
-def _decompress(stored: bytes, compressor: int) -> memoryview:
+def _decompress(stored: memoryview, compressor: int) -> memoryview:
     match compressor:
         case 1:
             return memoryview(cramjam.snappy.decompress(stored))
         case 2:
             return memoryview(igzip.decompress(stored))  # type: ignore[no-untyped-call]
         case _:
-            return memoryview(stored)
+            return stored
 
 
 def _split(file: _File, chunk: Chunk, payload: memoryview) -> _Records:
@@ -594,7 +595,7 @@ def _too_short(payload: memoryview, count: int) -> bool:
     return _end_of(payload, count) is None
 
 
-def _refuse_other_reading(file: _File, chunk: Chunk, stored: bytes) -> None:
+def _refuse_other_reading(file: _File, chunk: Chunk, stored: memoryview) -> None:
     """Refuses a chunk of which the compressor's field may have been damaged.
 
     The checksum does not cover it. None and snappy, and none and gzip, are one bit apart; a
@@ -603,7 +604,7 @@ def _refuse_other_reading(file: _File, chunk: Chunk, stored: bytes) -> None:
     others = (_SNAPPY, _GZIP) if chunk.compressor == _NONE else (_NONE,)
     starts = {_SNAPPY: b"\xff\x06\x00\x00sNaPpY", _GZIP: b"\x1f\x8b"}
     for other in others:
-        if other != _NONE and not stored.startswith(starts[other]):
+        if other != _NONE and stored[: len(starts[other])] != starts[other]:
             continue
         try:
             payload = _decompress(stored, other)
@@ -626,11 +627,11 @@ def _index_payload(chunks: list[Chunk]) -> bytes:
     return _TAG + headers + _INDEX_END.pack(len(chunks), _TAG)
 
 
-def _index_entries(payload: bytes) -> list[tuple[int, int, int, int]] | None:
+def _index_entries(payload: bytes | memoryview) -> list[tuple[int, int, int, int]] | None:
     """An index's entries: checksum, compressor, stored size, records; None if it is no index."""
     around = len(_TAG) + _INDEX_END.size
     count, uneven = divmod(len(payload) - around, _INDEX_ENTRY.size)
-    if count < 0 or uneven or not payload.startswith(_TAG):
+    if count < 0 or uneven or payload[: len(_TAG)] != _TAG:
         return None
     if payload[-_INDEX_END.size :] != _INDEX_END.pack(count, _TAG):
         return None

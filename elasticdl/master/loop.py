@@ -99,6 +99,7 @@ class Loop:
         self._joins: dict[str, asyncio.Future[pb.JoinReply]] = {}
         self._leases: dict[str, pb.LeaseReply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._phases: dict[str, str] = {}
         self._result_metrics: dict[str, messages.Metric] = {}
         self._processes = local.Processes(
             self._command, _environment(), self.places.logs, self._gone
@@ -161,6 +162,7 @@ class Loop:
                 self.history.heartbeat(request)
         except UserError as error:
             self.post(job.Failed("user", str(error)))
+        self._phases[request.worker] = request.phase
         version = request.progress.version if request.HasField("progress") else self.job.version
         self.post(job.HeartbeatCame(request.worker, time.monotonic(), version))
         return pb.HeartbeatReply(
@@ -218,7 +220,7 @@ class Loop:
             workers=[
                 pb.WorkerStatus(
                     worker=worker,
-                    phase="member" if worker in ranks else "starting",
+                    phase=self._phases.get(worker, "starting"),
                     rank=ranks.get(worker, -1),
                     streams=generation.streams.get(worker, ()) if generation else (),
                 )

@@ -577,7 +577,7 @@ class Replica:
     def dump(self) -> bytes:
         """The training state, whole."""
         return safetensors.numpy.save(
-            {name: np.ascontiguousarray(_numpy(v)) for name, v in self._variables().items()}
+            {name: np.asarray(_numpy(v), order="C") for name, v in self._variables().items()}
         )
 
     def restore(self, content: bytes) -> None:
@@ -632,7 +632,8 @@ def _model_error(error: Exception, features: Any) -> UserError:
 def named_outputs(model: keras.Model, outputs: Any) -> dict[str, NDArray[Any]]:
     """The leaves of a model's outputs under their names.
 
-    A dict's keys; else the names of a functional model's outputs; else output, output_1, …
+    A dict's keys; else the names of a functional model's outputs, or of a sequential model's last
+    layer; else output, output_1, …
     """
     if isinstance(outputs, Mapping):
         flat = {}
@@ -643,6 +644,8 @@ def named_outputs(model: keras.Model, outputs: Any) -> dict[str, NDArray[Any]]:
     else:
         leaves = tf.nest.flatten(outputs)
         names = list(getattr(model, "output_names", None) or [])
+        if isinstance(model, keras.Sequential):
+            names = [model.layers[-1].name]
         if len(names) != len(leaves) or len(set(names)) != len(names):
             names = ["output" if n == 0 else f"output_{n}" for n in range(len(leaves))]
         flat = dict(zip(names, leaves, strict=True))

@@ -214,9 +214,8 @@ class Session:
             together = group.Group(
                 generation, rank, own_host(self._client.address), lambda: self._beat.stop
             )
-            if min(generation.versions.values()) < max(generation.versions.values()) or (
-                max(generation.versions.values()) < 0
-            ):
+            newest = max(generation.versions.values())
+            if work.shares_state and (newest < 0 or min(generation.versions.values()) < newest):
                 mine = rank == generation.source
                 content = together.broadcast(work.state() if mine else None, generation.source)
                 work.received(None if mine else content)
@@ -253,6 +252,8 @@ class Session:
 
 class _Trainer:
     """A member's work in a training job."""
+
+    shares_state = True
 
     def __init__(
         self,
@@ -320,8 +321,9 @@ class _Trainer:
 
 
 class _Evaluator:
-    """A member's work in an evaluation job."""
+    """A member's work in an evaluation job; all members have read the same trained model."""
 
+    shares_state = False
     progress: Progress | None = None
 
     def __init__(self, session: Session, copy: replica.Replica, data: loop.DataSet) -> None:
@@ -335,7 +337,7 @@ class _Evaluator:
         return b""
 
     def received(self, content: bytes | None) -> None:
-        """All members have read the same trained model."""
+        """Nothing is ever sent."""
 
     def run(self, generation: membership.Generation, rank: int, together: loop.Members) -> None:
         session = self._session
