@@ -145,6 +145,15 @@ def test_every_range_reads_what_was_written(
     assert recordio.check(path).records == len(records)
 
 
+@pytest.mark.parametrize("length", [0, 1, 85])
+def test_many_records_of_one_length(tmp_path: Path, length: int) -> None:
+    records = [(b"%d" % number * length)[:length] for number in range(1000)]
+    reader = recordio.Reader(write(tmp_path / "a", records))
+    assert len(reader.chunks) == 1
+    for start, end in ((0, 1000), (0, 256), (1, 257), (255, 768), (300, 310), (999, 1000), (5, 5)):
+        assert reader.read_range(start, end) == records[start:end]
+
+
 def test_a_range_outside_of_the_file_is_refused(tmp_path: Path) -> None:
     reader = recordio.Reader(write(tmp_path / "a", [b"x"] * 3))
     for start, end in ((-1, 2), (2, 1), (0, 4), (4, 4)):

@@ -1,0 +1,1 @@
+"""Ratios against what exists, each taken in one run."""
