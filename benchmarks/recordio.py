@@ -20,11 +20,12 @@ pyrecordio is not importable, so only our own compressors are compared. To have 
 
   1. install Go and a C compiler;
   2. pip download --no-deps --no-binary :all: pyrecordio==0.0.6, and unpack it;
-  3. in it: go mod init pyrecordio && go mod tidy
+  3. in it: go mod init pyrecordio
+     go get github.com/wangkuiyi/recordio@0a2a4cb1b5210abfcb75f23d230a02d377c0f84d
      go build -buildmode=c-shared -o recordio/librecordio$(python3-config --extension-suffix) .
   4. python -m benchmarks.recordio --peer THAT_DIRECTORY
 
-(Its own setup.py does the same with the GOPATH mode that Go no longer has.)
+(Its own setup.py takes the library's latest version, in the GOPATH mode that Go no longer has.)
 """
 
 
