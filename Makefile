@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_FOR_BENCHMARKS := $(VENV)/.installed-benchmark
-SOURCES := elasticdl tests examples benchmarks
+BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[!_]*.py)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # TensorFlow's greetings at import say nothing about the code under test.
@@ -54,7 +54,9 @@ proto: venv
 		elasticdl/wire/tensorboard.proto
 
 bench: $(INSTALLED_FOR_BENCHMARKS)
-	$(BIN)/python -m benchmarks
+	@set -e; for each in $(BENCHMARKS); do \
+		echo; echo "# $$each"; $(BIN)/python -m benchmarks.$$each; \
+	done
 
 # tf_keras asks for `tensorflow`, which would come beside tensorflow-cpu and overwrite it.
 $(INSTALLED_FOR_BENCHMARKS): $(INSTALLED)
