@@ -24,7 +24,13 @@ def from_json(text: str) -> Any:
 
 
 def named(features: Any, names: Sequence[str]) -> Any:
-    """The same type specs, dense ones with `names`, where there are as many as leaves."""
+    """The same type specs with names for the dense ones: keys in dicts, elsewhere `names`.
+
+    Args:
+        names: as many as there are leaves outside of dicts; otherwise they are not used.
+    """
+    if isinstance(features, Mapping):
+        return {key: named(inner, [str(key)]) for key, inner in features.items()}
     leaves = tf.nest.flatten(features)
     if len(leaves) != len(names):
         return features

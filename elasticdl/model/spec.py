@@ -172,9 +172,8 @@ class Definition:
         from elasticdl.model import datasets, elements
 
         features = self.unpack(sample_spec, Mode.TRAINING)[0]
-        if not isinstance(features, Mapping):
-            features = elements.named(features, datasets.input_names(self.model) or ["inputs"])
-        return elements.to_json(features)
+        names = datasets.input_names(self.model) or ["inputs"]
+        return elements.to_json(elements.named(features, names))
 
     def build(self, inputs: str) -> None:
         """Creates the model's variables, under the same names in every process.
