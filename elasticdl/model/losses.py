@@ -125,9 +125,12 @@ class Loss:
         first = tf.nest.flatten(outputs)[0]
         batch = first.shape[0] if first.shape.rank else None
         expected = "a scalar, or one value an element, of shape [batch] or [batch, …]"
-        if entries.shape.rank is None or (
-            entries.shape[0] is not None and entries.shape[0] != batch
-        ):
+        if entries.shape.rank is None:
+            raise UserError(
+                f"{self._what}: expected {expected}; got a tensor of unknown shape, as of "
+                "tf.numpy_function. Give it one with tf.ensure_shape."
+            )
+        if entries.shape[0] is not None and entries.shape[0] != batch:
             shapes = [tuple(value.shape) for value in tf.nest.flatten(outputs)]
             raise UserError(
                 f"{self._what}: expected {expected}; got shape {tuple(entries.shape)} for outputs "
