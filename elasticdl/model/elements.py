@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from elasticdl.errors import UserError
@@ -39,6 +40,22 @@ def named(features: Any, names: Sequence[str]) -> Any:
         for spec, name in zip(leaves, names, strict=True)
     ]
     return tf.nest.pack_sequence_as(features, specs)
+
+
+def to_build_with(features: Any) -> Any:
+    """What a model can be called with to create its variables.
+
+    Zeros where sizes are known; symbolic tensors where some vary, since a model may need more than
+    any size that we would make up.
+    """
+    leaves = tf.nest.flatten(features)
+    if all(isinstance(leaf, tf.TensorSpec) for leaf in leaves) and any(
+        None in leaf.shape.as_list()[1:] for leaf in leaves
+    ):
+        return _mapped(
+            features, lambda spec: keras.KerasTensor(spec.shape.as_list(), spec.dtype.name)
+        )
+    return zeros(features)
 
 
 def zeros(features: Any) -> Any:

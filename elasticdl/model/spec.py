@@ -185,7 +185,7 @@ class Definition:
 
         if not (self.model.built and self.model.weights):
             with self.layer_names, usercode.running(f"model {self.name}"):
-                self.model(elements.zeros(elements.from_json(inputs)), training=False)
+                self.model(elements.to_build_with(elements.from_json(inputs)), training=False)
 
     def values(self) -> dict[str, "np.ndarray[Any, Any]"]:
         """The model's variables, trainable and not, by their names in a trained model."""

@@ -210,6 +210,15 @@ def test_a_plain_python_process_loads_it_from_wherever_it_was_moved(tmp_path):
     assert not list((tmp_path / "moved").rglob("__pycache__"))
 
 
+def test_inputs_of_any_size_are_built_without_making_one_up(tmp_path):
+    sample = ({"image": tf.TensorSpec([None, None, None, 3])}, tf.TensorSpec([None, 1]))
+    definition = written(tmp_path / "out", "nets.AnySize", sample=sample)
+    x = {"image": tf.random.normal([2, 9, 8, 3], seed=1)}
+    np.testing.assert_array_equal(trained.load(tmp_path / "out")(x), definition.model(x))
+    loaded = tf.saved_model.load(str(tmp_path / "out" / "saved_model"))
+    np.testing.assert_allclose(loaded.serve(x), definition.model(x), rtol=1e-5)
+
+
 def test_low_precision_weights_come_back(tmp_path):
     definition = written(tmp_path / "out", "nets.brain")
     assert {str(v.dtype) for v in artifact.parameters(tmp_path / "out").values()} == {"bfloat16"}

@@ -85,6 +85,17 @@ class NoGraph(Common, keras.Model):
         return self.dense(inputs["x"])
 
 
+class AnySize(Common, keras.Model):
+    """Takes images of any size that is not too small."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = keras.layers.Conv2D(2, 5)
+
+    def call(self, inputs):
+        return tf.reduce_max(self.convolution(inputs["image"]), [1, 2])
+
+
 def brain():
     x = keras.Input((2,), name="x")
     return _complete(keras.Model(x, keras.layers.Dense(2, dtype=keras.DTypePolicy("bfloat16"))(x)))
