@@ -519,7 +519,8 @@ def _seeds(plain: int, shuffles: tf.Tensor) -> Iterator[None]:
         shuffles: int64 [], seed of tf.data's; each of them adds its own number.
     """
     context = eager_context.context()
-    before = context._seed, context._rng
+    # Where no seed was ever set, there is no generator yet.
+    before = context._seed, getattr(context, "_rng", None)
     given = data_seeds.get_seed
     numbers = itertools.count()
 
@@ -572,6 +573,7 @@ def _same(one: Block, other: Block) -> bool:
 def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
+    options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
     return options
 
