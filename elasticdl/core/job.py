@@ -1,5 +1,6 @@
 """Job.step(event) → [effect]: the only way that a job's state changes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -16,7 +17,9 @@ class Started:
 
 @dataclass(frozen=True)
 class JoinCalled:
-    """A worker waits for the next generation; `progress` None: it has no replica."""
+    """A worker waits for the generation after `generation`, the last one that it was told of (0:
+    none); `progress` None: it has no replica.
+    """
 
     worker: str
     address: str
@@ -42,15 +45,16 @@ class Ticked:
 
 @dataclass(frozen=True)
 class WorkerGone:
-    """A worker's process has ended."""
+    """A worker's process has ended; `trace` is the end of what it printed."""
 
     worker: str
     reason: str
+    trace: str = ""
 
 
 @dataclass(frozen=True)
 class LeaseCalled:
-    """A predicting worker has published the parts of `done` and asks for `most` slices."""
+    """A predicting worker has written the parts of `done` and asks for `most` slices."""
 
     worker: str
     done: tuple[int, ...]
@@ -69,6 +73,15 @@ class ResultCame:
 @dataclass(frozen=True)
 class Published:
     """The result is in the output."""
+
+
+@dataclass(frozen=True)
+class NotPublished:
+    """The result could not be put into the output; `kind` is as in `Failed`."""
+
+    kind: str
+    message: str
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,7 @@ Event = (
     | LeaseCalled
     | ResultCame
     | Published
+    | NotPublished
     | Failed
     | StopAsked
 )
@@ -116,7 +130,7 @@ class KillWorker:
 
 @dataclass(frozen=True)
 class Form:
-    """Answers all waiting members: this is their generation."""
+    """Answers those of its members that wait: this is their generation."""
 
     generation: membership.Generation
 
@@ -139,7 +153,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Publish:
-    """Moves the result into the output; `result` is what ResultCame said, or empty."""
+    """Moves the result into the output; `result` is what `ResultCame` said, or empty."""
 
     result: str
 
@@ -170,6 +184,7 @@ class Rules:
         expected: how many candidates the first generation waits for.
         streams: number of streams; 0 for a prediction, which has no generations.
         slices: number of slices to lease; 0 for all but a prediction.
+        done: slices that need not be leased.
         grace_s: a worker not heard from for longer is given up.
         losses_in_a_row: workers that may be lost without a step between them.
     """
@@ -185,8 +200,10 @@ class Rules:
 
 @dataclass
 class Job:
-    """The state of one job. `phase` is starting, running, publishing, succeeded, failed or
-    cancelled; `reason` says in one sentence why.
+    """The state of one job.
+
+    `phase` is starting, running, publishing, succeeded, failed or cancelled; `reason` says in one
+    sentence why. `version` is the highest that was heard of; in a prediction, the slices done.
     """
 
     rules: Rules
@@ -198,6 +215,7 @@ class Job:
     _alive: set[str] = field(default_factory=set)
     _lost: set[str] = field(default_factory=set)
     _seen: dict[str, float] = field(default_factory=dict)
+    _ticked: float | None = None
     _waiting: dict[str, membership.Candidate] = field(default_factory=dict)
     _next_number: int = 0
     _losses: int = 0
@@ -229,10 +247,21 @@ class Job:
             return False
         return any(candidate not in members for candidate in self._waiting)
 
+    def current(self, worker: str, generation: int) -> bool:
+        """Whether this worker speaks for the current generation; no other's result counts."""
+        return (
+            self.generation is not None
+            and self.generation.number == generation
+            and worker in self.members
+        )
+
     def step(self, event: Event) -> list[Effect]:
         """Takes in one event; returns what is to be done about it, in order."""
         if self.over:
             return self._after_the_end(event)
+        if self.phase == "publishing" and isinstance(event, Failed | StopAsked):
+            # The result is complete. Whoever interrupted its publication would leave half of it.
+            return []
         match event:
             case Started():
                 return self._start_missing()
@@ -243,11 +272,7 @@ class Job:
             case LeaseCalled() if event.worker in self._lost:
                 return [Lease(event.worker, (), finished=True)]
             case JoinCalled():
-                self._alive.add(event.worker)
-                self._waiting[event.worker] = membership.Candidate(
-                    event.worker, event.address, event.generation, event.progress
-                )
-                return self._form()
+                return self._join(event)
             case HeartbeatCame():
                 self._alive.add(event.worker)
                 self._seen[event.worker] = event.now
@@ -256,19 +281,18 @@ class Job:
             case Ticked():
                 return self._give_up_silent(event.now)
             case WorkerGone():
-                return self._lose(event.worker, event.reason)
+                return self._lose([event.worker], event.reason, event.trace)
             case LeaseCalled():
                 return self._lease(event)
             case ResultCame():
-                if self.generation is None or event.generation != self.generation.number:
+                if self.phase == "publishing" or not self.current(event.worker, event.generation):
                     return []
                 self._become("publishing", "The result is being published.")
                 return [Publish(event.result)]
             case Published():
                 return self._end("succeeded", "All records are done.")
-            case Failed():
-                self.failure = Failure(event.kind, event.message, event.trace)
-                return self._end("failed", event.message)
+            case Failed() | NotPublished():
+                return self._fail(event.kind, event.message, event.trace)
             case StopAsked():
                 return self._end("cancelled", event.reason)
             case _:
@@ -291,6 +315,22 @@ class Job:
         self._next_number += len(wanted.start)
         self._alive.update(wanted.start)
         return [StartWorker(worker) for worker in wanted.start]
+
+    def _join(self, event: JoinCalled) -> list[Effect]:
+        last = self.generation
+        if (
+            last is not None
+            and event.worker in last.members
+            and event.generation < last.number
+            and not any(member in self._waiting for member in last.members)
+        ):
+            # Its generation was formed, but the answer did not reach it.
+            return [Form(last)]
+        self._alive.add(event.worker)
+        self._waiting[event.worker] = membership.Candidate(
+            event.worker, event.address, event.generation, event.progress
+        )
+        return self._form()
 
     def _form(self) -> list[Effect]:
         """The next generation, once everybody who must be in it has called."""
@@ -315,35 +355,44 @@ class Job:
         return [Form(self.generation)]
 
     def _give_up_silent(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for worker in sorted(membership.silent(self._seen, now, self.rules.grace_s)):
-            reason = f"not heard from for more than grace_s = {self.rules.grace_s:g} s"
-            effects += [KillWorker(worker, reason), *self._lose(worker, reason)]
-        return effects
+        """Loses the workers that were not heard from, be it since they were started."""
+        pause = 0.0 if self._ticked is None else now - self._ticked
+        self._ticked = now
+        for worker in self._alive:
+            self._seen.setdefault(worker, now)
+            if pause > self.rules.grace_s / 2:
+                # Nobody listened in that time, for example because this machine slept.
+                self._seen[worker] = now
+        silent = sorted(membership.silent(self._seen, now, self.rules.grace_s))
+        reason = f"not heard from for more than grace_s = {self.rules.grace_s:g} s"
+        kills: list[Effect] = [KillWorker(worker, reason) for worker in silent]
+        return kills + self._lose(silent, reason)
 
-    def _lose(self, worker: str, reason: str) -> list[Effect]:
-        if worker not in self._alive:
-            return []
-        self._alive.discard(worker)
-        # Names are not used again: one that is given up and wakes can do nothing but end.
-        self._lost.add(worker)
-        self._seen.pop(worker, None)
-        self._waiting.pop(worker, None)
-        self.leases.give_back(worker)
-        self._losses = self._losses + 1 if self.version == self._losses_version else 1
-        self._losses_version = self.version
-        if self.phase == "publishing":
-            return []
+    def _lose(self, workers: Iterable[str], reason: str, trace: str = "") -> list[Effect]:
+        effects: list[Effect] = []
+        lost = [worker for worker in workers if worker in self._alive]
+        for worker in lost:
+            self._alive.discard(worker)
+            # Names are not used again: one that is given up and wakes can do nothing but end.
+            self._lost.add(worker)
+            self._seen.pop(worker, None)
+            if self._waiting.pop(worker, None) is not None:
+                effects.append(Dismiss(worker))
+            self.leases.give_back(worker)
+            self._losses = self._losses + 1 if self.version == self._losses_version else 1
+            self._losses_version = self.version
+        if not lost or self.phase == "publishing":
+            return effects
+        names = " and ".join(lost)
         if self._losses > self.rules.losses_in_a_row or not self.rules.workers:
-            self.failure = Failure(
-                "bug",
-                f"{worker} ended ({reason}), the {_ordinal(self._losses)} loss without a step "
-                "in between.",
-                "",
+            count = f", the {_ordinal(self._losses)} loss without a step in between"
+            return effects + self._fail(
+                "bug", f"{names} ended ({reason}){count if self._losses > 1 else ''}.", trace
             )
-            return self._end("failed", self.failure.message)
-        self._become(self.phase, f"{worker} is lost ({reason}); another one is being started.")
-        return [*self._start_missing(), *self._form()]
+        others = "another one is" if len(lost) == 1 else "others are"
+        verb = "is" if len(lost) == 1 else "are"
+        self._become(self.phase, f"{names} {verb} lost ({reason}); {others} being started.")
+        return [*effects, *self._start_missing(), *self._form()]
 
     def _lease(self, event: LeaseCalled) -> list[Effect]:
         self._alive.add(event.worker)
@@ -360,6 +409,10 @@ class Job:
         given = self.leases.lease(event.worker, event.most)
         return [Lease(event.worker, given, finished=False)]
 
+    def _fail(self, kind: str, message: str, trace: str) -> list[Effect]:
+        self.failure = Failure(kind, message, trace)
+        return self._end("failed", message)
+
     def _end(self, phase: str, reason: str) -> list[Effect]:
         self._become(phase, reason)
         waiting, self._waiting = sorted(self._waiting), {}
@@ -370,4 +423,5 @@ class Job:
 
 
 def _ordinal(number: int) -> str:
-    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number, 'th') }"
+    last = number % 10 if number // 10 % 10 != 1 else 0  # 11th, not 11st
+    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(last, 'th') }"

@@ -8,30 +8,36 @@ class Leases:
 
     Memory grows with what is out of order, not with the number of slices: all below a low-water
     mark are leased or done, and the exceptions are kept by name.
+
+    Args:
+        slices: how many there are.
+        done: those of them that are done already, and are never leased.
     """
 
     def __init__(self, slices: int, done: Iterable[int] = ()) -> None:
         self.slices = slices
-        self.done = 0
         self._next = 0
+        self._ahead = {number for number in done if 0 <= number < slices}  # done beyond _next
         self._returned: list[int] = []
         self._holder: dict[int, str] = {}
-        self._early = set(done)  # done before they were ever leased by this object
-        self.done = len(self._early)
+        self.done = len(self._ahead)
 
     @property
     def finished(self) -> bool:
         return self.done == self.slices
 
     def lease(self, worker: str, most: int = 1) -> tuple[int, ...]:
-        """Up to `most` slices, now in the hands of `worker`; none when all are leased or done."""
-        given = []
+        """Up to `most` slices, now in the hands of `worker`; none when all are leased or done.
+
+        Those that it has already come first: it asks again because the answer did not reach it.
+        """
+        given = [number for number, holder in self._holder.items() if holder == worker][:most]
         while len(given) < most and self._returned:
             given.append(self._returned.pop())
         while len(given) < most and self._next < self.slices:
             number, self._next = self._next, self._next + 1
-            if number in self._early:
-                self._early.discard(number)
+            if number in self._ahead:
+                self._ahead.discard(number)
             else:
                 given.append(number)
         for number in given:

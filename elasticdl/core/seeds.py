@@ -26,15 +26,28 @@ class Permutation:
 
     def __call__(self, position: int) -> int:
         """Which member of range(size) stands at `position`, 0 <= position < size."""
-        half, mask = self._half, self._mask
         while True:
-            left, right = position >> half, position & mask
+            left, right = position >> self._half, position & self._mask
             for key in self._keys:
-                # The finalizer of splitmix64: each input bit reaches each output bit.
-                x = (right + key + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-                x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-                x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-                left, right = right, left ^ ((x ^ (x >> 31)) & mask)
-            position = left << half | right
+                left, right = right, left ^ _mixed(right, key) & self._mask
+            position = left << self._half | right
             if position < self._size:
                 return position
+
+    def position(self, member: int) -> int:
+        """Where `member` stands: the inverse of the call."""
+        while True:
+            left, right = member >> self._half, member & self._mask
+            for key in reversed(self._keys):
+                left, right = right ^ _mixed(left, key) & self._mask, left
+            member = left << self._half | right
+            if member < self._size:
+                return member
+
+
+def _mixed(number: int, key: int) -> int:
+    """The finalizer of splitmix64: each bit of the number reaches each bit of the result."""
+    x = (number + key + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return x ^ (x >> 31)

@@ -76,6 +76,12 @@ class Plan:
             itertools.accumulate((-(-count // slice_records) for count in records), initial=0)
         )
         self.slices = self._first[-1]
+        # Only the last slice of a file may be short: slice number → records that it lacks.
+        self._lacking = {
+            after - 1: -count % slice_records
+            for after, count in zip(self._first[1:], records, strict=True)
+            if count % slice_records
+        }
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
         self._cuts = functools.lru_cache(maxsize=2)(self._cuts_of)
 
@@ -104,14 +110,24 @@ class Plan:
         return seeds.Permutation(self.slices, seeds.seed("order", self.seed, epoch))
 
     def _cuts_of(self, epoch: int) -> tuple[_Cut, ...]:
+        """Where the streams begin, and, last, where the sequence ends.
+
+        Before a position stand that many whole slices, less what the short ones among them lack.
+        """
+        where = self._order(epoch).position if self._shuffle else int
+        short = sorted((where(number), lacks) for number, lacks in self._lacking.items())
         cuts = []
-        position = passed = 0
-        size = self._at(epoch, 0).records if self.slices else 0
+        lacking = passed = 0  # records that the first `passed` short slices lack together
         for stream in range(self.streams + 1):
             target = self.records * stream // self.streams
-            while position < self.slices and passed + size <= target:
-                passed += size
-                position += 1
-                size = self._at(epoch, position).records if position < self.slices else 0
-            cuts.append(_Cut(position, target - passed))
+            while passed < len(short):
+                position, lacks = short[passed]
+                if (position + 1) * self.slice_records - lacking - lacks > target:
+                    break
+                lacking += lacks
+                passed += 1
+            position = (target + lacking) // self.slice_records
+            if passed < len(short):
+                position = min(position, short[passed][0])
+            cuts.append(_Cut(position, target + lacking - position * self.slice_records))
         return tuple(cuts)
