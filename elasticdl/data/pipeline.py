@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.python.data.ops import dataset_ops
 from tensorflow.python.data.util import random_seed as data_seeds
 from tensorflow.python.eager import context as eager_context
 from tensorflow.python.framework import op_def_registry
@@ -214,8 +215,10 @@ class Opener:
         """What the user's function returns for one slice."""
         seed = self.seed_of(slice_, epoch)
         with Opener._building, _seeds(seed, tf.constant(seed, tf.int64)):
-            return self._create_dataset(
-                tf.data.Dataset.from_tensor_slices(tf.constant(records, tf.string))
+            return _InOrder(
+                self._create_dataset(
+                    tf.data.Dataset.from_tensor_slices(tf.constant(records, tf.string))
+                )
             )
 
     def _batches(self, elements: tf.data.Dataset, skip: Any, tag: Any) -> tf.data.Dataset:
@@ -227,9 +230,14 @@ class Opener:
     def _trace(self, slice_: streams.Slice, block: Block) -> None:
         """Traces the user's function, if that gives the same elements as calling it."""
 
+        drew = False
+
         def pipeline(records: Any, seed: Any, skip: Any, tag: Any) -> tf.data.Dataset:
+            nonlocal drew
             with _seeds(0, seed):
+                before = _python_random()
                 elements = self._create_dataset(tf.data.Dataset.from_tensor_slices(records))
+                drew = _python_random() != before
             return self._batches(elements, skip, tag)
 
         try:
@@ -237,7 +245,7 @@ class Opener:
                 traced = tf.function(pipeline, autograph=False).get_concrete_function(
                     *_SLICE_INPUTS
                 )
-            if _has_state(traced.graph):
+            if drew or not _repeats(traced.graph):
                 return
             self._traced = traced
             again = next(self.blocks(slice_, 0), None)
@@ -508,7 +516,8 @@ def first_line(text: str) -> str:
 
 @contextlib.contextmanager
 def _seeds(plain: int, shuffles: tf.Tensor) -> Iterator[None]:
-    """Decides the seeds of operations that are made inside and were given none.
+    """Decides the seeds of operations that are made inside, and what Python's and NumPy's global
+    generators draw inside.
 
     What `tf.random.set_seed` would do, and more: a shuffle's seed can be a tensor, so that one
     traced pipeline serves all slices. `set_seed` itself also drops all kernels that TensorFlow
@@ -516,42 +525,73 @@ def _seeds(plain: int, shuffles: tf.Tensor) -> Iterator[None]:
 
     Args:
         plain: seed of random operations other than tf.data's.
-        shuffles: int64 [], seed of tf.data's; each of them adds its own number.
+        shuffles: int64 [], seed of tf.data's; each of them adds the seed that it was given, or
+            its own number.
     """
     context = eager_context.context()
     # Where no seed was ever set, there is no generator yet.
     before = context._seed, getattr(context, "_rng", None)
+    python, numpy = random.getstate(), np.random.get_state()
     given = data_seeds.get_seed
-    numbers = itertools.count()
+    numbers = itertools.count(1)  # a pair of zeros would mean a seed from nowhere
 
     def get_seed(seed: Any) -> Any:
-        if seed is not None:
-            return given(seed)
-        return shuffles, tf.constant(next(numbers), tf.int64)
+        return shuffles, tf.cast(next(numbers) if seed is None else seed, tf.int64)
 
     context._seed, context._rng = plain, random.Random(plain)
+    random.seed(plain)
+    np.random.seed(plain)
     data_seeds.get_seed = get_seed
     try:
         yield
     finally:
         data_seeds.get_seed = given
+        np.random.set_state(numpy)
+        random.setstate(python)
         context._seed, context._rng = before
 
 
-def _has_state(graph: Any) -> bool:
-    """Whether operations in the graph keep something from one slice to the next."""
+def _python_random() -> tuple[Any, ...]:
+    """Where Python's and NumPy's global generators stand."""
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), name, bytes(keys), *rest
+
+
+class _InOrder(dataset_ops.UnaryUnchangedStructureDataset):  # type: ignore[misc]
+    """The same dataset, each time with the same elements in the same order, also where parallel
+    calls draw random numbers or have `deterministic=False`.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset) -> None:
+        variant = tf.raw_ops.OptimizeDatasetV2(
+            input_dataset=dataset._variant_tensor,
+            optimizations_enabled=["make_deterministic"],
+            optimizations_disabled=[],
+            optimizations_default=[],
+            **dataset._flat_structure,
+        )
+        self._input_dataset = dataset
+        super().__init__(dataset, variant)
+
+
+def _repeats(graph: Any) -> bool:
+    """Whether the graph gives the same each time: nothing in it keeps something from one slice to
+    the next, or is allowed to give elements in another order.
+    """
     definition = graph.as_graph_def()
     nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
-    for name in {node.op for node in nodes}:
-        known = op_def_registry.get(name)
-        if known is not None and known.is_stateful and not _HARMLESS.fullmatch(name):
-            return True
-    return False
+    for node in nodes:
+        known = op_def_registry.get(node.op)
+        if known is not None and known.is_stateful and not _HARMLESS.fullmatch(node.op):
+            return False
+        if node.attr["deterministic"].s == b"false":
+            return False
+    return True
 
 
 # Stateful by their definition, but not in what a slice's elements are.
 _HARMLESS = re.compile(
-    r".*Dataset(V\d)?|DummySeedGenerator|(Eager)?PyFunc|LookupTable.*|.*HashTable.*|Print.*|Assert"
+    r".*Dataset(V\d)?|DummySeedGenerator|DummyMemoryCache|(Eager)?PyFunc|LookupTable.*|.*HashTable.*|Print.*|Assert"
     r"|VarHandleOp|ReadVariableOp|(Stateful)?PartitionedCall|If|While|Placeholder"
 )
 
