@@ -147,11 +147,8 @@ class Opener:
         Raises:
             CorruptData, UserError, UserCodeError: as `blocks`.
         """
-        if self._traced is None or not ahead:
-            walk = ((step, iter([step])) for step in steps)
-        else:
-            walk = iter([(None, steps)])
-        for _, some in walk:
+        together = self._traced is not None and ahead
+        for some in [steps] if together else (iter([step]) for step in steps):
             yield from self._run(some)
 
     def _run(self, steps: Iterator[Step]) -> Iterator[tuple[Step, Block]]:
@@ -553,8 +550,8 @@ def _seeds(plain: int, shuffles: tf.Tensor) -> Iterator[None]:
 
 def _python_random() -> tuple[Any, ...]:
     """Where Python's and NumPy's global generators stand."""
-    name, keys, *rest = np.random.get_state()
-    return random.getstate(), name, bytes(keys), *rest
+    state: Any = np.random.get_state()
+    return random.getstate(), state[1].tobytes(), state[2:]
 
 
 class _InOrder(dataset_ops.UnaryUnchangedStructureDataset):  # type: ignore[misc]
