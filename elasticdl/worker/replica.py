@@ -210,13 +210,27 @@ class Replica:
     # ---- traced: gradients -------------------------------------------------------------------
 
     def _forward(
-        self, trainable: Sequence[tf.Tensor], others: Sequence[tf.Tensor], features: Any
+        self,
+        trainable: Sequence[tf.Tensor],
+        others: Sequence[tf.Tensor],
+        features: Any,
+        *,
+        training: bool,
     ) -> tuple[Any, list[Any], list[tf.Tensor]]:
-        with self._model_call(features):
-            outputs, changed, losses = self.model.stateless_call(
-                trainable, others, features, training=True, return_losses=True
-            )
-        return outputs, changed, losses
+        """The outputs, what becomes of `others`, and the layers' own losses."""
+        # `stateless_call` would leave out what the model's `__call__` does: layers within a
+        # subclassed model would not hear that this is training.
+        values = [
+            *zip(self._trainable, trainable, strict=True),
+            *zip(self._others, others, strict=True),
+        ]
+        with (
+            self._model_call(features),
+            keras.StatelessScope(state_mapping=values, collect_losses=True) as scope,
+        ):
+            outputs = self.model(features, training=training)
+            losses = self.model.losses
+        return outputs, [scope.get_current_value(v) for v in self._others], losses
 
     def _one(
         self, leaves: Sequence[Any], seed: tf.Tensor, trainable: Sequence[tf.Tensor]
@@ -228,7 +242,7 @@ class Replica:
         others = self._other_values(seed)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
-            outputs, changed, losses = self._forward(trainable, others, features)
+            outputs, changed, losses = self._forward(trainable, others, features, training=True)
             loss_sum = self.definition.loss(outputs, labels, weights, count)
             for extra in losses:
                 loss_sum += tf.cast(extra, tf.float32) * count
@@ -237,9 +251,7 @@ class Replica:
         gradients = tape.gradient(scaled, trainable)
         predictions = None
         if self.definition.wants_predictions:
-            predictions, _ = self.model.stateless_call(
-                trainable, others, features, training=False
-            )
+            predictions, _, _ = self._forward(trainable, others, features, training=False)
         states = self.definition.metric_states(
             modes.Mode.TRAINING, outputs, labels, predictions, weights, count
         )
