@@ -132,9 +132,6 @@ class Definition:
         self.metric_states: Callable[..., dict[str, tuple[Any, ...]]] = unconverted(
             usercode.unrewritten(self._metric_states)
         )
-        self.call: Callable[..., tuple[Any, list[Any], list[Any]]] = unconverted(
-            usercode.unrewritten(self._call)
-        )
 
     def create_dataset(self, records: Any, mode: Mode) -> Any:
         """The user's dataset over `records`, as single elements in a fixed order.
@@ -221,37 +218,6 @@ class Definition:
         from elasticdl.model import elements, saving
 
         return saving.export(self.model, saved_model, keras_file, elements.from_json(inputs))
-
-    def _call(
-        self, trainable: Sequence[Any], others: Sequence[Any], features: Any, training: bool
-    ) -> tuple[Any, list[Any], list[Any]]:
-        """The model as a function: the same as calling it, but its variables stay as they are.
-
-        `keras.Model.stateless_call` leaves out what Keras does around `call`: layers inside learn
-        of `training` only if the model declares and passes it on.
-
-        Args:
-            trainable: values of the model's trainable variables.
-            others: values of its non-trainable variables.
-            features: a batch, as `unpack` gives it.
-
-        Returns:
-            The outputs; the non-trainable values afterwards, the very same where nothing changed
-            them; and the losses of the model's own layers.
-        """
-        import keras
-
-        model = self.model
-        mapping = [
-            *zip(model.trainable_variables, trainable, strict=True),
-            *zip(model.non_trainable_variables, others, strict=True),
-        ]
-        with keras.StatelessScope(mapping, collect_losses=True) as scope:
-            model._clear_losses()
-            outputs = model(features, training=training)
-            losses = list(model.losses)
-        changed = [scope.get_current_value(variable) for variable in model.non_trainable_variables]
-        return outputs, changed, losses
 
     @property
     def wants_predictions(self) -> bool:

@@ -227,33 +227,6 @@ def test_variables_have_the_same_names_in_every_load():
     ]  # fmt: skip
 
 
-def test_the_model_as_a_function_does_what_calling_it_does():
-    definition = load("models.Layers")
-    definition.build('{"dict": {"x": {"tensor": {"dtype": "float32", "shape": [null, 2]}}}}')
-    model = definition.model
-    trainable = [variable.value for variable in model.trainable_variables]
-    others = [tf.convert_to_tensor(variable.value) for variable in model.non_trainable_variables]
-    before = definition.values()
-
-    @tf.function(reduce_retracing=False)
-    def called(x, training):
-        outputs, changed, losses = definition.call(trainable, others, {"x": x}, training)
-        return outputs, changed, losses, [a is b for a, b in zip(changed, others, strict=True)]
-
-    x = tf.constant([[2.0, 4.0]] * 100)
-    outputs, _, losses, same = called(x, True)
-    # Normalized to 0 in training; dropout and moving statistics have changed their state.
-    np.testing.assert_allclose(outputs, np.zeros([100, 1]), atol=1e-3)
-    assert not any(same)
-    assert sorted(float(loss) for loss in losses) == [1.0, 3.0]
-    outputs, _, losses, same = called(x[:50], False)
-    np.testing.assert_allclose(outputs, np.full([50, 1], 6.0), rtol=1e-3)
-    assert all(same)
-    assert sorted(float(loss) for loss in losses) == [1.0, 3.0]
-    for name, value in definition.values().items():
-        np.testing.assert_array_equal(value, before[name])
-
-
 # ---- losses -----------------------------------------------------------------------------------
 
 

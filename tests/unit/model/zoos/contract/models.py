@@ -97,22 +97,6 @@ class BuiltLate(Functions):
         return self.dense(self.late(inputs["x"]))
 
 
-class Layers(Functions):
-    """Never mentions `training`; its layers need it."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = keras.layers.BatchNormalization()
-        self.dropout = keras.layers.Dropout(0.5)
-        self.regular = keras.layers.Dense(
-            1, kernel_initializer="ones", kernel_regularizer=keras.regularizers.L2(0.5)
-        )
-
-    def call(self, inputs):
-        self.add_loss(tf.reduce_mean(inputs["x"]))
-        return self.regular(self.dropout(self.norm(inputs["x"])))
-
-
 class LooksLikeASpec:
     def create_model(self):
         return None
