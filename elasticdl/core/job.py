@@ -86,11 +86,14 @@ class NotPublished:
 
 @dataclass(frozen=True)
 class Failed:
-    """Something that ends the job: `kind` is user, user_code or bug (who must act)."""
+    """Something that ends the job: `kind` is user, user_code or bug (who must act); `worker` is who
+    says so, if it is one.
+    """
 
     kind: str
     message: str
     trace: str = ""
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -268,6 +271,8 @@ class Job:
             case JoinCalled() if event.worker in self._lost:
                 return [Dismiss(event.worker)]
             case HeartbeatCame() if event.worker in self._lost:
+                return []
+            case Failed() if event.worker in self._lost:
                 return []
             case LeaseCalled() if event.worker in self._lost:
                 return [Lease(event.worker, (), finished=True)]

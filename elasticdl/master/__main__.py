@@ -6,6 +6,7 @@ Standard input stays open as long as the command that started the job lives; its
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 
@@ -41,7 +42,7 @@ async def _main() -> int:
     heard = asyncio.Event()
 
     def command_gone() -> None:
-        if not sys.stdin.buffer.read1(1):
+        if not os.read(sys.stdin.fileno(), 1):
             events.remove_reader(sys.stdin.fileno())
             heard.set()
             master.post(job.StopAsked("The command that started the job is gone."))

@@ -22,6 +22,7 @@ class Claim:
 
     Raises:
         UserError: another job has it.
+        FileNotFoundError: the directory is no more, because its last owner has just left.
     """
 
     def __init__(self, path: Path, output: str, job_name: str) -> None:
@@ -44,10 +45,15 @@ class Claim:
             os.close(descriptor)
         self._descriptor = descriptor
         text = json.dumps({"job_name": job_name, "pid": os.getpid(), "host": os.uname().nodename})
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text.encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text.encode(), 0)
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
+        """Removes the file and lets others have the output."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
@@ -56,5 +62,5 @@ def _owner(descriptor: int) -> str:
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
         return f"job {owner['job_name']} (process {owner['pid']} on {owner['host']})"
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return "another job"

@@ -21,6 +21,8 @@ _RATE_WINDOW_S = 10.0
 class History:
     """Takes in reports; the newest of each kind is what status shows.
 
+    `now` is in seconds of any clock that only rises.
+
     Args:
         directory: where metrics.jsonl and the event files (logs/) go; None: nowhere.
     """
@@ -38,14 +40,18 @@ class History:
     _lines: TextIO | None = None
     _curves: dict[str, eventfile.Writer] = field(default_factory=dict)
 
-    def heartbeat(self, request: pb.HeartbeatRequest) -> None:
-        """Takes in what one worker reports; what was already reported counts once."""
+    def heartbeat(self, request: pb.HeartbeatRequest, now: float) -> None:
+        """Takes in what one worker reports; what was already reported counts once.
+
+        Raises:
+            OSError: it could not be written.
+        """
         for notice in request.notices:
             if notice not in self.notices:
                 self.notices.append(notice)
         for report in request.steps:
             if report.version > self.version:
-                self._step(report, request.learning_rate)
+                self._step(report, request.learning_rate, now)
         for evaluation in request.evaluations:
             if evaluation.version > self._evaluated_version:
                 self._evaluation(evaluation)
@@ -54,14 +60,13 @@ class History:
             if self.progress is None or progress.version > self.progress.version:
                 self.progress = progress
 
-    def counted(self, elements: int) -> None:
+    def counted(self, elements: int, now: float) -> None:
         """Records done so far, where no steps are reported (prediction, evaluation)."""
         self.elements = elements
-        self._rates.append((time.monotonic(), elements))
+        self._rates.append((now, elements))
 
-    def records_per_s(self) -> float:
+    def records_per_s(self, now: float) -> float:
         """Over the last ten seconds; 0 before two reports have come."""
-        now = time.monotonic()
         while len(self._rates) > 2 and now - self._rates[0][0] > _RATE_WINDOW_S:
             self._rates.popleft()
         if len(self._rates) < 2:
@@ -70,17 +75,18 @@ class History:
         return (after - before) / (end - begin) if end > begin else 0.0
 
     def close(self) -> None:
+        """Nothing more will come."""
         if self._lines is not None:
             self._lines.close()
         for curve in self._curves.values():
             curve.close()
 
-    def _step(self, report: pb.StepReport, learning_rate: float) -> None:
+    def _step(self, report: pb.StepReport, learning_rate: float, now: float) -> None:
         self.version = report.version
         self.elements += report.elements
         self.loss = report.loss_sum / report.elements if report.elements else math.nan
         self.metrics = messages.metric_values(report.metrics)
-        self._rates.append((time.monotonic(), self.elements))
+        self._rates.append((now, self.elements))
         self._write(
             "train",
             report.version,
@@ -117,4 +123,6 @@ class History:
 
 def _json(value: Any) -> Any:
     """JSON has no NaN: null stands for it."""
+    if isinstance(value, list):
+        return [_json(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,12 @@ from elasticdl.wire import messages
 
 _TICK_S = 1.0
 _END_S = 30.0  # for workers to end by themselves once the job is over
+_LAST_WORDS = 4096  # bytes of a log
+_MOST_OF_A_LINE = 300
+
+
+class Superseded(ElasticDLError):
+    """Nobody waits for this answer: the worker has asked again, or is gone."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Loop:
 
     Args:
         config: the job.
-        start_workers: False: somebody else starts the one worker.
+        start_workers: False: somebody else starts the workers, and sees that they live.
 
     Raises:
         UserError: the data or the output is not as it must be; nothing is left behind.
@@ -85,7 +92,6 @@ class Loop:
         self.places = places.Places.of(config)
         self.history = history.History(self.places.work if config.kind == "train" else None)
         self.over = asyncio.Event()
-        self.changed = asyncio.Event()
         self.address = ""
         predicting = config.kind == "predict"
         self.job = job.Job(
@@ -94,6 +100,8 @@ class Loop:
                 expected=config.num_workers,
                 streams=0 if predicting else config.streams,
                 slices=self.data.slices if predicting else 0,
+                # A debugger may hold up all threads of the process that it looks into.
+                grace_s=job.Rules.grace_s if start_workers else math.inf,
             )
         )
         self._joins: dict[str, asyncio.Future[pb.JoinReply]] = {}
@@ -108,23 +116,22 @@ class Loop:
     async def run(self) -> None:
         """Returns when the job is over, its result published and its workers have ended."""
         self.post(job.Started())
-        ticks = asyncio.create_task(self._tick())
         try:
-            await self.over.wait()
+            while not self.over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.over.wait(), _TICK_S)
+                self.post(job.Ticked(time.monotonic()))
         finally:
-            ticks.cancel()
             if self.job.phase == "succeeded":
                 await self._processes.exited(_END_S)
             await self._processes.stop()
             self.history.close()
-            failure = self.job.failure
-            self.places.discard(keep_logs=failure is not None and failure.kind == "bug")
+            self.places.discard(keep_logs=self._logs_matter)
 
     def post(self, event: job.Event) -> None:
         """Takes in one event and does what follows from it."""
         for effect in self.job.step(event):
             self._do(effect)
-        self.changed.set()
 
     def registered(self) -> pb.RegisterReply:
         """What a worker must know to begin."""
@@ -138,11 +145,13 @@ class Loop:
         )
 
     async def join(self, request: pb.JoinRequest) -> pb.JoinReply:
-        """The worker's next generation, when there is one."""
+        """The worker's next generation, when there is one.
+
+        Raises:
+            Superseded
+        """
         reply: asyncio.Future[pb.JoinReply] = asyncio.get_running_loop().create_future()
-        older = self._joins.pop(request.worker, None)
-        if older is not None:
-            older.cancel()
+        self._supersede(request.worker)
         self._joins[request.worker] = reply
         progress = request.progress if request.HasField("progress") else None
         self.post(
@@ -157,17 +166,17 @@ class Loop:
 
     def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
         """Takes in a worker's report."""
-        try:
-            with places.writing(self.config.output):
-                self.history.heartbeat(request)
-        except UserError as error:
-            self.post(job.Failed("user", str(error)))
+        now = time.monotonic()
+        if not self.job.over:
+            try:
+                with places.writing(self.config.output):
+                    self.history.heartbeat(request, now)
+            except UserError as error:
+                self.post(job.Failed("user", str(error)))
         self._phases[request.worker] = request.phase
         version = request.progress.version if request.HasField("progress") else self.job.version
-        self.post(job.HeartbeatCame(request.worker, time.monotonic(), version))
-        return pb.HeartbeatReply(
-            regroup=self.job.regroup(request.worker), stop=self.job.over
-        )
+        self.post(job.HeartbeatCame(request.worker, now, version))
+        return pb.HeartbeatReply(regroup=self.job.regroup(request.worker), stop=self.job.over)
 
     def lease(self, request: pb.LeaseRequest) -> pb.LeaseReply:
         """Slices for a predicting worker."""
@@ -175,18 +184,20 @@ class Loop:
         before = self.job.leases.done
         self.post(job.LeaseCalled(request.worker, done, most=1))
         if self.job.leases.done > before:
-            self.history.counted(self.history.elements + sum(each.records for each in request.done))
+            predicted = self.history.elements + sum(each.records for each in request.done)
+            self.history.counted(predicted, time.monotonic())
         return self._leases.pop(request.worker)
 
     def finish(self, request: pb.FinishRequest) -> pb.FinishReply:
         """Takes in a result, unless it comes from a generation that is no more."""
-        current = self.job.generation
-        if current is None or current.number != request.generation or self.job.over:
+        if self.job.over or not self.job.current(request.worker, request.generation):
             return pb.FinishReply(
-                accepted=False, reason=f"generation {request.generation} is no more"
+                accepted=False,
+                reason=f"generation {request.generation} with {request.worker} is no more",
             )
         self._result_metrics = messages.metric_values(request.metrics)
-        self.history.counted(max(self.history.elements, request.version))
+        if self.config.kind == "evaluate":
+            self.history.counted(request.version, time.monotonic())
         self.post(job.ResultCame(request.worker, request.generation, request.directory))
         return pb.FinishReply(accepted=True)
 
@@ -195,8 +206,10 @@ class Loop:
         progress, failure = self.history.progress, self.job.failure
         epochs = self.config.epochs if self.config.kind == "train" else 1
         total = self.data.total * epochs
+        if self.config.max_steps:
+            total = min(total, self.config.max_steps * self.config.batch_size)
         done = min(self.history.elements, total)
-        speed = self.history.records_per_s()
+        speed = self.history.records_per_s(time.monotonic())
         generation = self.job.generation
         ranks = {w: r for r, w in enumerate(generation.members)} if generation else {}
         epoch = min(progress.epoch, epochs - 1) if progress else 0
@@ -228,7 +241,7 @@ class Loop:
             ],
             seconds_left=(total - done) / speed if speed else math.nan,
             failure_kind=failure.kind if failure else "",
-            failure_message=failure.message if failure else "",
+            failure_message=self._failure_message(failure) if failure else "",
             failure_trace=failure.trace if failure else "",
             notices=self.history.notices,
             output=self.config.output,
@@ -264,8 +277,11 @@ class Loop:
     async def _publish(self, result: str) -> None:
         try:
             await asyncio.to_thread(self._move, result)
-        except ElasticDLError as error:
-            self.post(job.Failed("user", str(error)))
+        except UserError as error:
+            self.post(job.NotPublished("user", str(error)))
+        except Exception as error:  # the task's outermost frame: without an event, no end
+            message = f"{type(error).__name__}: {error}"
+            self.post(job.NotPublished("bug", message, traceback.format_exc()))
         else:
             self.post(job.Published())
 
@@ -281,25 +297,50 @@ class Loop:
                 self.places.publish_history()
                 artifact.publish(Path(result), Path(self.config.output), self.config.overwrite)
 
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(_TICK_S)
-            self.post(job.Ticked(time.monotonic()))
-
     def _command(self, worker: str) -> Sequence[str]:
         return (sys.executable, "-m", "elasticdl.worker", self.address, worker)
 
-    def _gone(self, worker: str, how: str) -> None:
+    def _supersede(self, worker: str) -> None:
         older = self._joins.pop(worker, None)
-        if older is not None:
-            older.cancel()
-        if self.job.over:
-            return
-        log = self._processes.log(worker)
-        with contextlib.suppress(OSError):
-            if log.stat().st_size:
-                how += f"; its log is {log}"
-        self.post(job.WorkerGone(worker, how))
+        if older is not None and not older.done():
+            older.set_exception(Superseded(worker))
+
+    def _gone(self, worker: str, how: str) -> None:
+        self._supersede(worker)
+        words = _last_words(self._processes.log(worker))
+        if words:
+            how += f"; its log ends: {words.splitlines()[-1][:_MOST_OF_A_LINE]}"
+        self.post(job.WorkerGone(worker, how, words))
+
+    @property
+    def _logs_matter(self) -> bool:
+        """Whether there are logs that say more than the user will read from the failure."""
+        failure = self.job.failure
+        fault = failure.kind == "bug" if failure is not None else not self.job.over
+        return fault and any(self.places.logs.glob("*.log"))
+
+    def _failure_message(self, failure: job.Failure) -> str:
+        if not self._logs_matter:
+            return failure.message
+        first, *more = failure.message.splitlines() or [""]
+        return "\n".join(
+            [f"{first.rstrip('.')}; the workers' logs are in {self.places.logs}", *more]
+        )
+
+
+def _last_words(log: Path) -> str:
+    """The last lines of a log; empty if there are none."""
+    try:
+        with log.open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - _LAST_WORDS))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in text.splitlines()]
+    if length > _LAST_WORDS:
+        del lines[0]
+    return "\n".join(line for line in lines if line)
 
 
 def _environment() -> dict[str, str]:

@@ -14,6 +14,14 @@ from elasticdl.errors import UserError
 from elasticdl.master import claim
 
 _PART = "part-*.recordio"
+_CLAIM = "claim"
+
+_HINTS = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space",
+    errno.EEXIST: "A directory is expected there",
+    errno.ENOTDIR: "A directory is expected there",
+}
 
 
 @contextlib.contextmanager
@@ -22,10 +30,11 @@ def writing(output: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "Free some space" if error.errno == errno.ENOSPC else "Make it writable"
+        hint = _HINTS.get(error.errno or 0, "Make it writable")
         raise UserError(
-            f"output: {output} cannot be written: {error.strerror or error} "
-            f"({error.filename or output}). {hint}, or choose another --output."
+            f"output: {output or 'the temporary directory'} cannot be written: "
+            f"{error.strerror or error} ({error.filename or output}). {hint}, or choose another "
+            "--output."
         ) from error
 
 
@@ -51,7 +60,7 @@ class Places:
 
     output: Path | None
     work: Path
-    made: tuple[Path, ...]
+    made: list[Path]
     claim: claim.Claim
 
     @classmethod
@@ -63,15 +72,20 @@ class Places:
         """
         with writing(config.output):
             if not config.output:
-                output, work, made = None, Path(tempfile.mkdtemp(prefix="elasticdl-")), ()
+                output, work = None, Path(tempfile.mkdtemp(prefix="elasticdl-"))
+                made = [work]
             else:
                 output = Path(config.output).absolute()
                 beside = output.with_name(output.name + ".elasticdl")
                 work = beside if one_file(config) else output / ".elasticdl"
-                made = _make(work)
-            places = cls(output, work, made, claim.Claim(work / "claim", config.output, config.job_name))
+                made = []
             try:
-                if output is not None and not config.overwrite:
+                places = cls(output, work, made, _claimed(work, made, config))
+            except BaseException:
+                _remove_empty(made)
+                raise
+            try:
+                if output is not None:
                     _refuse_result(config, output)
                 places._clear()
             except BaseException:
@@ -92,10 +106,8 @@ class Places:
     def _clear(self) -> None:
         """Removes what a job that died here has left, and makes room."""
         for entry in self.work.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            elif entry.name != "claim":
-                entry.unlink()
+            if entry.name != _CLAIM:
+                _remove(entry)
         self.logs.mkdir()
         self.result.mkdir()
 
@@ -142,36 +154,59 @@ class Places:
 
     def discard(self, *, keep_logs: bool = False) -> None:
         """Gives the output up: removes the work directory, and what was made for it if empty."""
-        if not keep_logs:
-            self.claim.release()
-            shutil.rmtree(self.work, ignore_errors=True)
-            for directory in reversed(self.made):
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
-        else:
-            shutil.rmtree(self.result, ignore_errors=True)
-            self.claim.release()
+        # What cannot be removed stays; that is no reason to tell the user anything else.
+        with contextlib.suppress(OSError):
+            for entry in self.work.iterdir():
+                if entry.name != _CLAIM and not (keep_logs and entry == self.logs):
+                    _remove(entry)
+        self.claim.release()
+        # Not with what is in them: from here on another job may have made itself at home there.
+        _remove_empty([*self.made, self.work])
 
 
-def _make(directory: Path) -> tuple[Path, ...]:
-    made = []
-    for each in (*reversed(directory.parents), directory):
-        if not each.is_dir():
-            each.mkdir(exist_ok=True)
-            made.append(each)
-    return tuple(made)
+def _claimed(work: Path, made: list[Path], config: JobConfig) -> claim.Claim:
+    """The claim on `work`; it and the directories above it are made, and added to `made`."""
+    while True:
+        for each in (*reversed(work.parents), work):
+            if not each.is_dir():
+                each.mkdir(exist_ok=True)
+                made.append(each)
+        # The output's last owner may remove the directory before we have claimed it.
+        with contextlib.suppress(FileNotFoundError):
+            return claim.Claim(work / _CLAIM, config.output, config.job_name)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    for directory in reversed(directories):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def _refuse_result(config: JobConfig, output: Path) -> None:
+    """Raises UserError: there is a result that must not be replaced, or cannot be."""
+    if one_file(config) and output.is_dir():
+        raise UserError(
+            f"output: expected a file, as its name ends in .recordio; got a directory, "
+            f"{config.output}. Choose another --output."
+        )
+    if config.overwrite:
+        return
     if config.kind == "train":
-        found = [output / "trained_model.pb"] if (output / "trained_model.pb").exists() else []
+        found = [output / "trained_model.pb"]
     elif config.kind == "evaluate":
-        found = [output / "metrics.json"] if (output / "metrics.json").exists() else []
+        found = [output / "metrics.json"]
     elif one_file(config):
-        found = [output] if output.exists() else []
+        found = [output]
     else:
         found = sorted(output.glob(_PART))[:1]
-    if found:
+    if any(path.exists() for path in found):
         raise UserError(
             f"output: {config.output} already has a result ({found[0].name}). Choose another "
             "--output, or replace it with --overwrite."

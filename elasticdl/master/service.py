@@ -1,7 +1,8 @@
 """RPC → event."""
 
-import asyncio
+from typing import Any
 
+import grpc
 import grpc.aio
 
 from elasticdl.core import job
@@ -9,7 +10,7 @@ from elasticdl.master import loop
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import elasticdl_pb2_grpc
 
-_Context = grpc.aio.ServicerContext
+_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Service(elasticdl_pb2_grpc.MasterServicer):
@@ -24,10 +25,8 @@ class Service(elasticdl_pb2_grpc.MasterServicer):
     async def Join(self, request: pb.JoinRequest, context: _Context) -> pb.JoinReply:
         try:
             return await self._loop.join(request)
-        except asyncio.CancelledError:
-            # Superseded by the same worker's next call, or the worker is gone.
+        except loop.Superseded:
             await context.abort(grpc.StatusCode.CANCELLED, "superseded")
-            raise
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatReply:
         return self._loop.heartbeat(request)
@@ -39,7 +38,7 @@ class Service(elasticdl_pb2_grpc.MasterServicer):
         return self._loop.finish(request)
 
     async def Fail(self, request: pb.FailRequest, context: _Context) -> pb.FailReply:
-        self._loop.post(job.Failed(request.kind, request.message, request.trace))
+        self._loop.post(job.Failed(request.kind, request.message, request.trace, request.worker))
         return pb.FailReply()
 
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.JobStatus:

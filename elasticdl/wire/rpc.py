@@ -44,6 +44,7 @@ class Client:
 
         Raises:
             Unreachable: there was none within `deadline_s` seconds.
+            grpc.RpcError: the master failed at it.
         """
         end = time.monotonic() + deadline_s
         pause = 0.05
@@ -53,10 +54,10 @@ class Client:
                 return getattr(self._stub, method)(request, timeout=max(left, 0.001))
             except grpc.RpcError as error:
                 code = error.code()
+                if code not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
+                    raise
                 if code == grpc.StatusCode.DEADLINE_EXCEEDED or left <= pause:
                     raise Unreachable(f"{method}: no answer from {self.address}") from error
-                if code != grpc.StatusCode.UNAVAILABLE:
-                    raise
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
 
