@@ -53,8 +53,8 @@ def train(run):
             *arguments,
             **options,
         )
+        assert ended.status == 0, ended.err
         assert ended.err == ""
-        assert ended.status == 0
         assert ended.out == f"{output}\n"
         assert ended.running == []
         return output

@@ -89,9 +89,9 @@ def _mark_of(process):
 
 def clean_environment(home):
     """That of the tests, without what would decide settings or what TensorFlow says."""
-    hidden = ("ELASTICDL_", "TF_", "PYTHONPATH", "XDG_", "PYTEST_")
+    hidden = ("ELASTICDL_", "TF_", "XDG_", "PYTEST_")
     kept = {name: text for name, text in os.environ.items() if not name.startswith(hidden)}
-    return {**kept, "HOME": str(home), "TERM": "dumb"}
+    return {**kept, "HOME": str(home), "TERM": "dumb", "ELASTICDL_DEBUG": "1"}
 
 
 @dataclasses.dataclass(frozen=True)
