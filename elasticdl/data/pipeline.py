@@ -6,7 +6,7 @@ import random
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +91,9 @@ class Opener:
         files: the paths of the data set's files.
         create_dataset: the user's input function, from a dataset of serialized records.
         seed: of the job.
+
+    Attributes:
+        block: elements in a block, once `sample` was called.
     """
 
     # Seeds of a pipeline's operations are drawn while it is built, one pipeline at a time.
@@ -105,7 +108,7 @@ class Opener:
         self.files = tuple(files)
         self._create_dataset = create_dataset
         self._seed = seed
-        self._block = 0
+        self.block = 0
         self._traced: Any = None
 
     def sample(self, plan: streams.Plan) -> tuple[Any, Block]:
@@ -119,7 +122,7 @@ class Opener:
         for number in range(plan.slices):
             slice_ = plan.slice(number)
             elements = self._called(slice_, 0, self._records(slice_))
-            self._block = block_elements(elements.element_spec)
+            self.block = block_elements(elements.element_spec)
             block = next(self.blocks(slice_, 0), None)
             if block is not None:
                 self._trace(slice_, block)
@@ -220,7 +223,7 @@ class Opener:
 
     def _batches(self, elements: tf.data.Dataset, skip: Any, tag: Any) -> tf.data.Dataset:
         """Blocks of the elements but the first `skip`, each behind the number `tag`."""
-        blocks = elements.skip(skip).batch(self._block)
+        blocks = elements.skip(skip).batch(self.block)
         tags = tf.data.Dataset.from_tensors(tf.convert_to_tensor(tag, tf.int64)).repeat()
         return tf.data.Dataset.zip((tags, blocks))
 
@@ -256,11 +259,15 @@ class Opener:
     def _problem(self, slice_: streams.Slice, error: Exception) -> ElasticDLError:
         text = str(getattr(error, "message", error)).strip()
         if "Cannot batch tensors with different shapes" in text:
-            return UserError(
-                f"create_dataset: expected elements of one shape; {first_line(text)} "
-                f"({self.where(slice_)}). Pad them, or yield ragged tensors."
-            )
+            return _unequal(first_line(text).rstrip("."), self.where(slice_))
         return UserCodeError(f"create_dataset: {first_line(text)} ({self.where(slice_)})", text)
+
+
+def _unequal(problem: str, where: str) -> UserError:
+    return UserError(
+        f"create_dataset: expected elements of one shape; {problem} ({where}). Pad them, or yield "
+        "ragged tensors."
+    )
 
 
 _SLICE_INPUTS = (
@@ -368,10 +375,12 @@ class Stream:
         return taken, Used(count - missing, cursor)
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stops reading ahead; nothing can be taken any more."""
         with self._condition:
             self._closed = True
             self._ready.clear()
+            if not self._filling:
+                self._source.close()
 
     def _wait_for_piece(self) -> None:
         while not self._ready:
@@ -396,15 +405,17 @@ class Stream:
             return
         with self._condition:
             self._filling = False
-            if piece is None:
+            if self._closed:
+                self._source.close()
+            elif piece is None:
                 self._end = True
-            elif not self._closed:
+            else:
                 self._ready.append(piece)
                 self._elements += len(piece.elements)
                 self._fill_more()
             self._condition.notify_all()
 
-    def _walk(self, cursor: Cursor) -> Iterator["_Piece"]:
+    def _walk(self, cursor: Cursor) -> Generator["_Piece", None, None]:
         """All pieces from the cursor on; a piece without elements is where the stream ends."""
         for step, block in self._opener.walk(self._steps(cursor)):
             yield _Piece(step.epoch, step.index, step.slice, block, range(block.elements))
@@ -433,8 +444,8 @@ class _Piece:
     def cursor(self) -> Cursor:
         """The cursor whose next element is this piece's first.
 
-        The first element of an epoch is always found from the epoch's very beginning, so that a
-        stream that waits for its next epoch stands at (epoch, 0, 0).
+        Where it stands does not depend on where the stream was opened: slices without elements
+        are passed over, also at the beginning of an epoch.
         """
         if self.block is None:
             return Cursor(self.epoch, 0, 0)
@@ -460,10 +471,11 @@ class Streams:
         epochs: int,
         share: int,
     ) -> None:
+        self._opener = opener
+        # Small elements come in blocks; of large ones no more is kept than a few steps need.
+        ahead = max(4 * share, min(32, opener.block))
         self._streams = {
-            number: Stream(
-                plan, number, cursor, opener, pool, epochs=epochs, ahead=max(4 * share, 32)
-            )
+            number: Stream(plan, number, cursor, opener, pool, epochs=epochs, ahead=ahead)
             for number, cursor in sorted(cursors.items())
         }
 
@@ -476,7 +488,12 @@ class Streams:
             counts.append(used[number].elements)
             pieces += taken
             slices[number] = tuple(piece.slice for piece in taken if piece.slice is not None)
-        return Batch(_joined(pieces), tuple(counts), used, slices)
+        try:
+            components = _joined(pieces)
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            where = "; ".join(dict.fromkeys(self._opener.where(p.slice) for p in pieces if p.slice))
+            raise _unequal(f"got {_shapes_of(pieces)}", where) from error
+        return Batch(components, tuple(counts), used, slices)
 
     def close(self) -> None:
         for stream in self._streams.values():
@@ -505,10 +522,19 @@ def block_elements(element_spec: Any) -> int:
 
 
 def first_line(text: str) -> str:
-    """What a message of TensorFlow says, without the graph nodes it names."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    line = next((each for each in lines if not each.startswith("{{")), "unknown error")
-    return line.split("}} ", 1)[-1].split(" [Op:", 1)[0].rstrip(".") + "."
+    """What a message of TensorFlow says, without the graph nodes it names and their places."""
+    said = _NODES.sub("", text).strip()
+    if _DEFINED in said:
+        said = said.rpartition("\n\n")[2]
+    return _WRAPPING.sub("", said).strip().split("\n", 1)[0].rstrip(".") + "."
+
+
+_DEFINED = "Detected at node"
+_NODES = re.compile(r"(\s*\[\[\{\{.*|\s*\[Op:\w+\].*)", re.DOTALL)
+_WRAPPING = re.compile(
+    r"^(\{\{[^}]*\}\}\s*)*"
+    r"(Error in user-defined function passed to \S+ transformation with iterator: \S+: )*"
+)
 
 
 @contextlib.contextmanager
@@ -649,6 +675,13 @@ def _joined(pieces: Sequence[_Piece]) -> tuple[Component, ...]:
         if piece.block is not None and len(piece.elements)
     ]
     return tuple(_concatenated(column) for column in zip(*parts, strict=True))
+
+
+def _shapes_of(pieces: Sequence[_Piece]) -> str:
+    """The shapes of the pieces' elements, without those that are the same in all."""
+    blocks = [piece.block for piece in pieces if piece.block is not None]
+    columns = zip(*([str(list(c.shape[1:])) for c in b.components] for b in blocks), strict=True)
+    return "; ".join(" and ".join(dict.fromkeys(c)) for c in columns if len(set(c)) > 1)
 
 
 def _concatenated(column: Sequence[Component]) -> Component:
