@@ -7,7 +7,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from tensorflow.python.framework import op_def_registry
 from elasticdl.core import seeds, streams
 from elasticdl.core.progress import Cursor, Used
 from elasticdl.data import sources
-from elasticdl.errors import ElasticDLError, UserCodeError, UserError
+from elasticdl.errors import Cancelled, ElasticDLError, UserCodeError, UserError
 
 _BLOCK_BYTES = 1 << 20
 _MOST_BLOCK = 256
@@ -374,6 +374,12 @@ class Stream:
             cursor = piece.cursor
         return taken, Used(count - missing, cursor)
 
+    def put_back(self, pieces: Sequence["_Piece"]) -> None:
+        """Undoes a `take` that gave these pieces, if it was the last one."""
+        with self._condition:
+            self._ready.extendleft(reversed(pieces))
+            self._elements += sum(len(piece.elements) for piece in pieces)
+
     def close(self) -> None:
         """Stops reading ahead; nothing can be taken any more."""
         with self._condition:
@@ -381,11 +387,14 @@ class Stream:
             self._ready.clear()
             if not self._filling:
                 self._source.close()
+            self._condition.notify_all()
 
     def _wait_for_piece(self) -> None:
         while not self._ready:
             if self._failure is not None:
                 raise self._failure
+            if self._closed:
+                raise Cancelled("the stream is closed")
             self._fill_more()
             self._condition.wait()
 
@@ -458,6 +467,17 @@ class _Piece:
         return _Piece(self.epoch, self.index, self.slice, self.block, self.elements[count:])
 
 
+_Asked = tuple[int, tuple[int, ...]]  # the epoch, and the share of each hosted stream
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A batch, and the pieces of each stream that it was made of."""
+
+    batch: Batch
+    pieces: dict[int, list[_Piece]]
+
+
 class Streams:
     """The streams that a member hosts, for as long as its generation lasts."""
 
@@ -478,22 +498,46 @@ class Streams:
             number: Stream(plan, number, cursor, opener, pool, epochs=epochs, ahead=ahead)
             for number, cursor in sorted(cursors.items())
         }
+        self._pool = pool
+        self._expected: tuple[_Asked, Future[_Taken]] | None = None
 
     def take(self, epoch: int, shares: Sequence[int] | Mapping[int, int]) -> Batch:
         """A step's elements: of each hosted stream as many as `shares` says for it."""
-        pieces: list[_Piece] = []
-        counts, used, slices = [], {}, {}
-        for number, stream in self._streams.items():
-            taken, used[number] = stream.take(epoch, shares[number])
-            counts.append(used[number].elements)
-            pieces += taken
+        asked = self._asked(epoch, shares)
+        if self._expected is not None:
+            expected, future = self._expected
+            self._expected = None
+            taken = future.result()
+            if expected == asked:
+                return taken.batch
+            for number, pieces in taken.pieces.items():
+                self._streams[number].put_back(pieces)
+        return self._take(asked).batch
+
+    def expect(self, epoch: int, shares: Sequence[int] | Mapping[int, int]) -> None:
+        """Puts together, in the background, what the next `take` is likely to ask for."""
+        asked = self._asked(epoch, shares)
+        self._expected = asked, self._pool.submit(self._take, asked)
+
+    def _asked(self, epoch: int, shares: Sequence[int] | Mapping[int, int]) -> "_Asked":
+        return epoch, tuple(shares[number] for number in self._streams)
+
+    def _take(self, asked: "_Asked") -> "_Taken":
+        epoch, shares = asked
+        by_stream: dict[int, list[_Piece]] = {}
+        used, slices = {}, {}
+        for (number, stream), share in zip(self._streams.items(), shares, strict=True):
+            taken, used[number] = stream.take(epoch, share)
+            by_stream[number] = taken
             slices[number] = tuple(piece.slice for piece in taken if piece.slice is not None)
+        counts = tuple(each.elements for each in used.values())
+        pieces = [piece for taken in by_stream.values() for piece in taken]
         try:
             components = _joined(pieces)
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             where = "; ".join(dict.fromkeys(self._opener.where(p.slice) for p in pieces if p.slice))
             raise _unequal(f"got {_shapes_of(pieces)}", where) from error
-        return Batch(components, tuple(counts), used, slices)
+        return _Taken(Batch(tuple(tensors(components)), counts, used, slices), by_stream)
 
     def close(self) -> None:
         for stream in self._streams.values():

@@ -145,6 +145,10 @@ class Training:
         before = self.progress
         shares = progress.shares(before, self.config.batch_size)
         batch = self._streams.take(before.epoch, shares)
+        # Where the streams of others will stand is a guess, and wrong only near an epoch's end.
+        likely = progress.advanced(before, batch.used)
+        if not likely.finished(self.config.epochs, self.config.max_steps):
+            self._streams.expect(likely.epoch, progress.shares(likely, self.config.batch_size))
         outcome, tail = members.step(batch, before, self.beat.regroup)
         if outcome.elements and not math.isfinite(outcome.loss_sum):
             self._bad_loss(batch, outcome, members, speaks)
