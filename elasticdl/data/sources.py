@@ -17,7 +17,7 @@ _OPEN_READERS = 32
 _NAMES_SHOWN = 5
 
 
-def files(patterns: str) -> tuple[str, ...]:
+def files(patterns: str, setting: str = "data") -> tuple[str, ...]:
     """The distinct files that patterns name, sorted.
 
     Args:
@@ -25,6 +25,7 @@ def files(patterns: str) -> tuple[str, ...]:
             the *.recordio in it; or a glob with `*`, `?`, `[...]`, `{a,b}` and `**`, where a
             last `**` stands for the *.recordio at any depth. Names that begin with a dot are
             never matched.
+        setting: where they come from, for messages.
 
     Raises:
         UserError: one of the patterns matches no file.
@@ -32,14 +33,14 @@ def files(patterns: str) -> tuple[str, ...]:
     named = [pattern for pattern in _split(patterns) if pattern]
     if not named:
         raise UserError(
-            f"data: expected a file, directory or glob of *{SUFFIX} files; got {patterns!r}."
+            f"{setting}: expected a file, directory or glob of *{SUFFIX} files; got {patterns!r}."
         )
     found: set[str] = set()
     for pattern in named:
         matches = _matches(pattern)
         if not matches:
             raise UserError(
-                f"data: expected a file, a directory with *{SUFFIX} files, or a glob; got "
+                f"{setting}: expected a file, a directory with *{SUFFIX} files, or a glob; got "
                 f"{pattern!r}, which matches no file: {_what_there_is(pattern)}."
             )
         found.update(matches)
@@ -57,11 +58,11 @@ def record_counts(paths: Sequence[str]) -> tuple[int, ...]:
         return tuple(pool.map(_record_count, paths))
 
 
-def require_records(patterns: str, counts: Sequence[int]) -> None:
+def require_records(patterns: str, counts: Sequence[int], setting: str = "data") -> None:
     """Raises `UserError` if files that patterns name have no record between them."""
     if not sum(counts):
         raise UserError(
-            f"data: expected at least one record; got none in the {len(counts)} "
+            f"{setting}: expected at least one record; got none in the {len(counts)} "
             f"file{'s' if len(counts) != 1 else ''} of {patterns!r}. "
             "`elasticdl data show` says what a file holds."
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from elasticdl.cluster import local
 from elasticdl.config import JobConfig
 from elasticdl.core import job, streams
-from elasticdl.data import sources
+from elasticdl.data import outputs, sources
 from elasticdl.errors import ElasticDLError, UserError
 from elasticdl.master import history, places
 from elasticdl.model import artifact
@@ -43,9 +43,9 @@ class Data:
     @classmethod
     def of(cls, name: str, patterns: str, config: JobConfig) -> "Data":
         """Raises UserError: no such files, or no records in them."""
-        files = sources.files(patterns)
+        files = sources.files(patterns, name)
         records = sources.record_counts(files)
-        sources.require_records(patterns, records)
+        sources.require_records(patterns, records, name)
         total = sum(records)
         if config.kind == "predict":
             # A lease is also the unit of what is done again and of the parts.
@@ -169,7 +169,7 @@ class Loop:
         now = time.monotonic()
         if not self.job.over:
             try:
-                with places.writing(self.config.output):
+                with outputs.writing(self.config.output):
                     self.history.heartbeat(request, now)
             except UserError as error:
                 self.post(job.Failed("user", str(error)))
@@ -286,7 +286,7 @@ class Loop:
             self.post(job.Published())
 
     def _move(self, result: str) -> None:
-        with places.writing(self.config.output):
+        with outputs.writing(self.config.output):
             if self.config.kind == "predict":
                 self.places.publish_parts(self.data.slices)
             elif self.config.kind == "evaluate":

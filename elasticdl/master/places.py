@@ -1,41 +1,19 @@
 """Where a job's files stand: in a work directory until the result is published whole."""
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from elasticdl.config import JobConfig
+from elasticdl.data import outputs
 from elasticdl.errors import UserError
 from elasticdl.master import claim
 
 _PART = "part-*.recordio"
 _CLAIM = "claim"
-
-_HINTS = {
-    errno.ENOSPC: "Free some space",
-    errno.EDQUOT: "Free some space",
-    errno.EEXIST: "A directory is expected there",
-    errno.ENOTDIR: "A directory is expected there",
-}
-
-
-@contextlib.contextmanager
-def writing(output: str) -> Iterator[None]:
-    """Turns what the operating system says about writing the output into a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "Make it writable")
-        raise UserError(
-            f"output: {output or 'the temporary directory'} cannot be written: "
-            f"{error.strerror or error} ({error.filename or output}). {hint}, or choose another "
-            "--output."
-        ) from error
 
 
 def part_name(number: int, slices: int) -> str:
@@ -70,7 +48,7 @@ class Places:
         Raises:
             UserError: the output has a result already, or another job, or cannot be written.
         """
-        with writing(config.output):
+        with outputs.writing(config.output):
             if not config.output:
                 output, work = None, Path(tempfile.mkdtemp(prefix="elasticdl-"))
                 made = [work]

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def write(
 
     Raises:
         UserError: the parameters do not go into the chosen format.
+        OSError: the system refuses to write.
     """
     target = Path(directory)
     values = definition.values()
@@ -112,11 +114,18 @@ def write_parameters(
             model.param[name].CopyFrom(_tensor(name, value))
         path.write_bytes(model.SerializeToString(deterministic=True))
     else:
-        safetensors.numpy.save_file(
-            {name: np.asarray(value, order="C") for name, value in values.items()},
-            path,
-            metadata={"version": str(version)},
-        )
+        try:
+            safetensors.numpy.save_file(
+                {name: np.asarray(value, order="C") for name, value in values.items()},
+                path,
+                metadata={"version": str(version)},
+            )
+        except safetensors.SafetensorError as error:
+            # What the system said stands in its text alone.
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

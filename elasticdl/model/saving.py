@@ -1,6 +1,8 @@
 """A Keras model as files for others: a SavedModel, and a Keras file where Keras can make one."""
 
 import contextlib
+import errno
+import os
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -83,6 +85,9 @@ def export(model: Any, saved_model: Path, keras_file: Path, inputs: Any) -> Expo
 
     Args:
         inputs: type specs of a batch, of any size, of the model's inputs.
+
+    Raises:
+        OSError: there is no room on the disk.
     """
     return Exported(
         saved_model_problem=_saved_model_problem(model, saved_model, inputs),
@@ -98,6 +103,7 @@ def _saved_model_problem(model: Any, path: Path, inputs: Any) -> str:
             )
     except UserCodeError as error:
         shutil.rmtree(path, ignore_errors=True)
+        _refuse_full_disk(error, path)
         return str(error)
     return ""
 
@@ -121,10 +127,19 @@ def _keras_file_problem(model: Any, path: Path) -> str:
         if len(before) != len(after) or not all(map(_same, before, after)):
             problem = "Keras: the model that it loads again has other weights than the one it saved"
     except UserCodeError as error:
+        path.unlink(missing_ok=True)
+        _refuse_full_disk(error, path)
         problem = str(error)
     if problem:
         path.unlink(missing_ok=True)
     return problem
+
+
+def _refuse_full_disk(error: UserCodeError, path: Path) -> None:
+    """That there is no room is nothing about the model, and told as what it is."""
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(number) in str(error):
+            raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _is_seed(variable: Any) -> bool:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from elasticdl.config import JobConfig
 from elasticdl.core import membership, streams
 from elasticdl.core.progress import Progress, tail_length
-from elasticdl.data import pipeline
+from elasticdl.data import outputs, pipeline
 from elasticdl.errors import Cancelled, ElasticDLError, UserError
 from elasticdl.model import artifact, spec
 from elasticdl.model import mode as modes
@@ -168,9 +168,7 @@ class Session:
             self.config.seed,
         )
 
-    def _join(
-        self, last: int, at: Progress | None
-    ) -> tuple[membership.Generation, int]:
+    def _join(self, last: int, at: Progress | None) -> tuple[membership.Generation, int]:
         """Blocks until there is a generation.
 
         Raises:
@@ -298,16 +296,17 @@ class _Trainer:
         session._beat.phase("exporting")
         session._beat.flush()
         directory = Path(session._registered.work_directory) / f"generation-{generation.number}"
-        directory.mkdir()
-        artifact.write(
-            directory,
-            definition=self._replica.definition,
-            source=self._source,
-            config=session.config,
-            version=training.progress.version,
-            sample_spec=self._sample.specs,
-            metrics=training.metrics,
-        )
+        with outputs.writing(session.config.output):
+            directory.mkdir()
+            artifact.write(
+                directory,
+                definition=self._replica.definition,
+                source=self._source,
+                config=session.config,
+                version=training.progress.version,
+                sample_spec=self._sample.specs,
+                metrics=training.metrics,
+            )
         session._client.call(
             "Finish",
             pb.FinishRequest(
@@ -403,5 +402,3 @@ def own_host(master: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, int(port)))
         return str(probe.getsockname()[0])
-
-

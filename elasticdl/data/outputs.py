@@ -1,0 +1,28 @@
+"""What the system says about writing an output → an error for the user."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+from elasticdl.errors import UserError
+
+_HINTS = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space",
+    errno.EEXIST: "A directory is expected there",
+    errno.ENOTDIR: "A directory is expected there",
+}
+
+
+@contextlib.contextmanager
+def writing(output: str) -> Iterator[None]:
+    """Turns what the operating system says about writing the output into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "Make it writable")
+        raise UserError(
+            f"output: {output or 'the temporary directory'} cannot be written: "
+            f"{error.strerror or error} ({error.filename or output}). {hint}, or choose another "
+            "--output."
+        ) from error
