@@ -109,7 +109,10 @@ class Opener:
         self._create_dataset = create_dataset
         self._seed = seed
         self.block = 0
+        # Number of a walk → a dataset of the blocks of that walk, (tag, block).
         self._traced: Any = None
+        self._walks: dict[int, _Passed] = {}
+        self._numbers = itertools.count()
 
     def sample(self, plan: streams.Plan) -> tuple[Any, Block]:
         """The type of a batch of any size, and a block of the first slice that has elements.
@@ -159,18 +162,19 @@ class Opener:
         passed = _Passed(self, steps)
         if self._traced is None:
             step = next(passed.steps)
-            batches = self._batches(
-                self._called(step.slice, step.epoch, self._records(step.slice)), step.skip, 0
-            )
-        else:
-            traced = self._traced
-            # AutoGraph, which has nothing to do here, does not bear several threads.
-            feed = tf.autograph.experimental.do_not_convert(lambda *inputs: traced(*inputs))
-            with Opener._building:
-                batches = tf.data.Dataset.from_generator(
-                    passed.inputs, output_signature=_SLICE_INPUTS
-                ).flat_map(feed)
-        iterator = iter(batches.prefetch(1).with_options(_options()))
+            elements = self._called(step.slice, step.epoch, self._records(step.slice))
+            batches = self._batches(elements, step.skip, 0).prefetch(1).with_options(_options())
+            yield from self._drained(passed, iter(batches))
+            return
+        walk = next(self._numbers)
+        self._walks[walk] = passed
+        try:
+            yield from self._drained(passed, iter(self._traced(tf.constant(walk, tf.int64))))
+        finally:
+            del self._walks[walk]
+
+    def _drained(self, passed: "_Passed", iterator: Any) -> Iterator[tuple[Step, Block]]:
+        """The blocks that a pipeline's iterator gives, each with the step that it belongs to."""
         first = tag = -1
         while True:
             try:
@@ -247,7 +251,7 @@ class Opener:
                 )
             if drew or not _repeats(traced.graph):
                 return
-            self._traced = traced
+            self._traced = self._walking(traced)
             again = next(self.blocks(slice_, 0), None)
         # Whatever a user's function cannot do in a graph, it goes on doing outside of one.
         except Exception:
@@ -255,6 +259,33 @@ class Opener:
             return
         if again is None or not _same(block, again):
             self._traced = None
+
+    def _walking(self, pipeline: Any) -> Any:
+        """The function from a walk's number to its dataset: built once, it opens in no time.
+
+        Args:
+            pipeline: traced, from the inputs of a slice to the dataset of its blocks.
+        """
+        plain = tf.autograph.experimental.do_not_convert
+
+        def inputs(walk: NDArray[np.int64]) -> tuple[NDArray[np.object_], int, int, int, bool]:
+            return self._walks[int(walk)].inputs()
+
+        def fed(walk: tf.Tensor) -> list[tf.Tensor]:
+            values = tf.numpy_function(inputs, [walk], [*(s.dtype for s in _SLICE_INPUTS), tf.bool])
+            for value, spec in zip(values, [*_SLICE_INPUTS, tf.TensorSpec([])], strict=True):
+                value.set_shape(spec.shape)
+            return values
+
+        def dataset(walk: tf.Tensor) -> tf.data.Dataset:
+            steps = tf.data.Dataset.range(tf.int64.max).map(plain(lambda _: fed(walk)))
+            present = steps.take_while(plain(lambda *values: values[-1]))
+            blocks = present.flat_map(plain(lambda *values: pipeline(*values[:-1])))
+            return blocks.prefetch(1).with_options(_options())
+
+        with Opener._building:
+            function = tf.function(dataset, autograph=False)
+            return function.get_concrete_function(tf.TensorSpec([], tf.int64))
 
     def _problem(self, slice_: streams.Slice, error: Exception) -> ElasticDLError:
         text = str(getattr(error, "message", error)).strip()
@@ -292,13 +323,16 @@ class _Passed:
     def last(self) -> Step:
         return self._open[-1][1]
 
-    def inputs(self) -> Iterator[tuple[NDArray[np.object_], int, int, int]]:
+    def inputs(self) -> tuple[NDArray[np.object_], int, int, int, bool]:
+        """Records, seed, elements to skip and number of the next step, and whether there is one."""
         try:
-            for step in self.steps:
-                records = self._opener._records(step.slice)
-                seed = self._opener.seed_of(step.slice, step.epoch)
-                yield records, seed, step.skip, self._count - 1
-        # TensorFlow passes on no more than the text of what a generator raises.
+            step = next(self.steps, None)
+            if step is None:
+                return np.empty(0, object), 0, 0, 0, False
+            records = self._opener._records(step.slice)
+            seed = self._opener.seed_of(step.slice, step.epoch)
+            return records, seed, step.skip, self._count - 1, True
+        # TensorFlow passes on no more than the text of what Python code raises.
         except Exception as error:
             self.failure = error
             raise
