@@ -102,13 +102,8 @@ def write_parameters(
         UserError: they do not go into that format.
     """
     path = directory / PARAMETERS[params_format]
+    check_size(sum(value.nbytes for value in values.values()), params_format)
     if params_format == "proto":
-        size = sum(value.nbytes for value in values.values())
-        if size > PROTO_BYTES:
-            raise UserError(
-                f"params_format: expected at most 2 GB of parameters for proto; got "
-                f"{size / 1e9:.1f} GB. Use --params_format=safetensors."
-            )
         model = pb.Model(version=version)
         for name, value in values.items():
             model.param[name].CopyFrom(_tensor(name, value))
@@ -128,6 +123,15 @@ def write_parameters(
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def check_size(size: int, params_format: str) -> None:
+    """Raises UserError: parameters of `size` bytes do not go into this format."""
+    if params_format == "proto" and size > PROTO_BYTES:
+        raise UserError(
+            f"params_format: expected at most 2 GB of parameters for proto; got "
+            f"{size / 1e9:.1f} GB. Use --params_format=safetensors."
+        )
 
 
 def publish(directory: Path, output: Path, overwrite: bool) -> None:

@@ -43,9 +43,7 @@ def _fail(
     client: rpc.Client, beat: heartbeat.Heartbeat, worker: str, kind: str, message: str, trace: str
 ) -> None:
     beat.flush()
-    client.call(
-        "Fail", pb.FailRequest(worker=worker, kind=kind, message=message, trace=trace)
-    )
+    client.call("Fail", pb.FailRequest(worker=worker, kind=kind, message=message, trace=trace))
 
 
 def _leave(number: int, frame: object) -> NoReturn:

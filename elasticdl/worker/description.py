@@ -53,8 +53,7 @@ def describe(config: JobConfig) -> str:
         f"outputs    {_shapes(outputs)}",
         f"model      {type(definition.model).__name__} {definition.model.name}: "
         f"{trained:,} trainable numbers, {rest:,} others",
-        f"optimizer  {type(definition.optimizer).__name__}, "
-        f"learning rate {copy.learning_rate():g}",
+        f"optimizer  {type(definition.optimizer).__name__}, learning rate {copy.learning_rate():g}",
         f"metrics    {', '.join(['loss', *copy.layout.metrics])}",
         *(f"note       {notice}" for notice in definition.notices),
     ]

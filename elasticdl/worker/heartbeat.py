@@ -50,9 +50,7 @@ class Heartbeat:
             self._next.generation = generation
             self._next.progress.CopyFrom(message)
 
-    def committed(
-        self, report: pb.StepReport, learning_rate: float, *, speaks: bool
-    ) -> None:
+    def committed(self, report: pb.StepReport, learning_rate: float, *, speaks: bool) -> None:
         """A line of the training's history; the member that `speaks` sends it and those that
         were kept before.
         """

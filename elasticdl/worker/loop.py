@@ -271,4 +271,3 @@ def evaluation(
             "its filters in mode EVALUATION."
         )
     return total[:-1], int(total[-1])
-

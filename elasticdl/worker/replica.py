@@ -3,13 +3,12 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
-import safetensors.numpy
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -117,7 +116,6 @@ class Replica:
         sample: elements of the data.
         seed: of the job.
         reproducible: compute each stream by itself and sum exactly.
-        skip_bad: apply nothing where the loss is not finite.
         tail: floats of room that `gradients` leaves at its end.
         parallelism: streams computed at the same time, if `reproducible`.
 
@@ -132,7 +130,6 @@ class Replica:
         *,
         seed: int = 0,
         reproducible: bool = False,
-        skip_bad: bool = False,
         tail: int = 0,
         parallelism: int = 1,
     ) -> None:
@@ -142,7 +139,6 @@ class Replica:
         self._sample = sample
         self._seed = seed
         self._reproducible = reproducible
-        self._skip_bad = skip_bad
         self._tail = tail
         self._parallelism = parallelism
         self._build()
@@ -158,6 +154,11 @@ class Replica:
         with self._model_call(features):
             self.model(features, training=False)
 
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the model's variables."""
+        return sum(math.prod(v.shape) * _width(v) for v in self.model.variables)
+
     def prepare_training(self) -> None:
         """Builds the optimizer and traces all that a step needs, on the sample's types.
 
@@ -171,6 +172,7 @@ class Replica:
         self._layout: Layout | None = None
         traced = tf.function(
             self._streams_gradients if self._reproducible else self._gradients,
+            autograph=False,
             input_signature=[
                 [*self._specs],
                 tf.TensorSpec([None], tf.int64),
@@ -186,20 +188,22 @@ class Replica:
             fields = [*self.layout.gradients, *self.layout.states]
             fields += [f for each in self.layout.metrics.values() for f in each]
             sizes = [f.end - f.begin for f in fields] + [1]
-            self._sizes = np.asarray(sizes)
-            self._begins = np.cumsum(self._sizes) - self._sizes
-            self.maxima_length = len(sizes)
+            self._sizes: NDArray[np.int64] = np.asarray(sizes)
+            self._begins: NDArray[np.int64] = np.cumsum(self._sizes) - self._sizes
+            self.maxima_length: int = len(sizes)
         kind = tf.float64 if self._reproducible else tf.float32
-        self._apply_function = tf.function(
+        self._apply_function: Any = tf.function(
             self._apply,
+            autograph=False,
             input_signature=[
                 tf.TensorSpec([self.layout.length + self._tail], kind),
                 tf.TensorSpec([], kind),
             ],
         ).get_concrete_function()
         if not self._reproducible:
-            self._step_function = tf.function(
+            self._step_function: Any = tf.function(
                 self._step,
+                autograph=False,
                 input_signature=[
                     [*self._specs],
                     tf.TensorSpec([None], tf.int64),
@@ -228,6 +232,8 @@ class Replica:
             self._model_call(features),
             keras.StatelessScope(state_mapping=values, collect_losses=True) as scope,
         ):
+            # Those of an earlier trace would count again.
+            self.model._clear_losses()
             outputs = self.model(features, training=training)
             losses = self.model.losses
         return outputs, [scope.get_current_value(v) for v in self._others], losses
@@ -246,9 +252,14 @@ class Replica:
             loss_sum = self.definition.loss(outputs, labels, weights, count)
             for extra in losses:
                 loss_sum += tf.cast(extra, tf.float32) * count
-            scale = getattr(self.optimizer, "scale_loss", None)
-            scaled = scale(loss_sum) if scale else loss_sum
-        gradients = tape.gradient(scaled, trainable)
+            # A mean leaves float16 the same room for gradients, however many elements there are.
+            halves = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+            goal = loss_sum / count if halves else loss_sum
+            if isinstance(self.optimizer, keras.optimizers.Optimizer):
+                goal = self.optimizer.scale_loss(goal)
+        gradients = tape.gradient(goal, trainable)
+        if halves:
+            gradients = [g if g is None else tf.cast(g, tf.float32) * count for g in gradients]
         predictions = None
         if self.definition.wants_predictions:
             predictions, _, _ = self._forward(trainable, others, features, training=False)
@@ -306,9 +317,7 @@ class Replica:
     def _trainable_values(self) -> list[tf.Tensor]:
         return [tf.convert_to_tensor(variable.value) for variable in self._trainable]
 
-    def _gradients(
-        self, leaves: Sequence[Any], counts: tf.Tensor, seed: tf.Tensor
-    ) -> tf.Tensor:
+    def _gradients(self, leaves: Sequence[Any], counts: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """All elements as one batch: float32 [length + tail]."""
         del counts
         pieces, self._layout = self._one(leaves, seed[0], self._trainable_values())
@@ -370,14 +379,11 @@ class Replica:
         ]
         gradients, states = shaped[: len(layout.gradients)], shaped[len(layout.gradients) :]
         rest = pieces[len(shaped) :]
-        if self._skip_bad:
-            tf.cond(
-                tf.math.is_finite(rest[-1][0]),
-                lambda: self._update(gradients, states),
-                lambda: None,
-            )
-        else:
-            self._update(gradients, states)
+        tf.cond(
+            tf.math.is_finite(rest[-1][0]),
+            lambda: self._update(gradients, states),
+            lambda: None,
+        )
         return tf.concat(rest, 0)
 
     # ---- steps, from outside -----------------------------------------------------------------
@@ -393,7 +399,7 @@ class Replica:
         return self.layout.outcome(rest, batch.elements, math.isfinite(float(rest[-1])))
 
     def gradients(self, batch: pipeline.Batch, version: int) -> tf.Tensor:
-        """Sums over the batch: float32 [length + tail], or, if `reproducible`, [streams, length]."""
+        """Sums over the batch: float32 [length + tail]; if `reproducible`, [streams, length]."""
         if not batch.elements:
             length = self.layout.length
             shape = [0, length] if self._reproducible else [length + self._tail]
@@ -441,15 +447,14 @@ class Replica:
     def apply(self, flat: tf.Tensor, rest: NDArray[Any], elements: int) -> Outcome:
         """Commits the sums over all members.
 
-        Nothing is applied where there are no elements, or the loss is not finite and the replica
-        was told to skip such steps.
+        Nothing is applied where there are no elements, or the loss is not finite.
 
         Args:
             flat: [length + tail], sums over `elements` elements.
             rest: the same numbers from `layout.rest` on.
         """
         outcome = self.layout.outcome(rest, elements, applied=True)
-        if not elements or (self._skip_bad and not math.isfinite(outcome.loss_sum)):
+        if not elements or not math.isfinite(outcome.loss_sum):
             return dataclasses.replace(outcome, applied=False)
         self._apply_function(flat, tf.constant(elements, flat.dtype))
         return outcome
@@ -498,17 +503,21 @@ class Replica:
         self._evaluation_specs = specs
         self._evaluation_layout: dict[str, list[Field]] = {}
         self._evaluation_function = tf.function(
-            self._evaluate, input_signature=[[*tf.nest.flatten(specs)]]
+            self._evaluate, autograph=False, input_signature=[[*tf.nest.flatten(specs)]]
         ).get_concrete_function()
 
     def _evaluate(self, leaves: Sequence[Any]) -> tf.Tensor:
         element = tf.nest.pack_sequence_as(self._evaluation_specs, list(leaves))
         features, labels, weights = self.definition.unpack(element, modes.Mode.EVALUATION)
         count = tf.cast(_batch_size(leaves[0]), tf.float32)
-        with self._model_call(features):
-            outputs = self.model(features, training=False)
+        outputs, _, losses = self._forward(
+            self._trainable_values(),
+            [tf.convert_to_tensor(variable.value) for variable in self._others],
+            features,
+            training=False,
+        )
         loss_sum = self.definition.loss(outputs, labels, weights, count)
-        for extra in self.model.losses:
+        for extra in losses:
             loss_sum += tf.cast(extra, tf.float32) * count
         states = self.definition.metric_states(
             modes.Mode.EVALUATION, outputs, labels, outputs, weights, count
@@ -560,7 +569,7 @@ class Replica:
         """Traces what prediction needs, for batches of the type `specs`."""
         self._prediction_specs = specs
         self._prediction_function = tf.function(
-            self._predict, input_signature=[[*tf.nest.flatten(specs)]]
+            self._predict, autograph=False, input_signature=[[*tf.nest.flatten(specs)]]
         )
         self._prediction_function.get_concrete_function()
 
@@ -578,25 +587,26 @@ class Replica:
 
     # ---- the state as a value ----------------------------------------------------------------
 
-    def _variables(self) -> dict[str, Any]:
-        """All variables that make up the training state, each under a name of its own."""
-        named = {f"model/{n}": v for n, v in enumerate(self.model.variables)}
+    def _variables(self) -> list[Any]:
+        """All variables that make up the training state, in the same order in all replicas."""
         slots = self.optimizer.variables
-        for n, v in enumerate(slots() if callable(slots) else slots):
-            named[f"optimizer/{n}"] = v
-        return named
+        return [*self.model.variables, *(slots() if callable(slots) else slots)]
 
     def dump(self) -> bytes:
-        """The training state, whole."""
-        return safetensors.numpy.save(
-            {name: np.asarray(_numpy(v), order="C") for name, v in self._variables().items()}
-        )
+        """The training state, whole: the variables' bytes, one behind the other."""
+        return b"".join(_numpy(variable).tobytes() for variable in self._variables())
 
     def restore(self, content: bytes) -> None:
         """Replaces the training state by one that `dump` returned in another replica."""
-        values = safetensors.numpy.load(content)
-        for name, variable in self._variables().items():
-            variable.assign(_typed(values[name], variable))
+        variables = self._variables()
+        sizes = [math.prod(variable.shape) * _width(variable) for variable in variables]
+        if sum(sizes) != len(content):
+            raise ValueError(f"expected a state of {sum(sizes)} bytes; got {len(content)}")
+        begin = 0
+        for variable, size in zip(variables, sizes, strict=True):
+            part = np.frombuffer(content, _numpy_dtype(variable), size // _width(variable), begin)
+            variable.assign(part.reshape(variable.shape))
+            begin += size
 
     # ---- errors ------------------------------------------------------------------------------
 
@@ -697,7 +707,9 @@ def _numpy(variable: Any) -> NDArray[Any]:
     return np.asarray(tf.convert_to_tensor(value))
 
 
-def _typed(value: NDArray[Any], variable: Any) -> Any:
-    return tf.cast(tf.convert_to_tensor(value), variable.dtype)
+def _numpy_dtype(variable: Any) -> Any:
+    return tf.as_dtype(variable.dtype).as_numpy_dtype
 
 
+def _width(variable: Any) -> int:
+    return int(np.dtype(_numpy_dtype(variable)).itemsize)

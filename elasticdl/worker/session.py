@@ -2,10 +2,9 @@
 
 import os
 import socket
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -13,7 +12,7 @@ from elasticdl.config import JobConfig
 from elasticdl.core import membership, streams
 from elasticdl.core.progress import Progress, tail_length
 from elasticdl.data import outputs, pipeline
-from elasticdl.errors import Cancelled, ElasticDLError, UserError
+from elasticdl.errors import Cancelled
 from elasticdl.model import artifact, spec
 from elasticdl.model import mode as modes
 from elasticdl.model import source as sources
@@ -113,11 +112,11 @@ class Session:
             sample,
             seed=config.seed,
             reproducible=config.reproducible,
-            skip_bad=config.nan_loss == "skip",
             tail=tail_length(config.streams),
             parallelism=max(1, (os.cpu_count() or 1) // config.num_workers),
         )
         if training:
+            artifact.check_size(copy.parameter_bytes, config.params_format)
             copy.prepare_training()
             if eval_data is not None:
                 copy.prepare_evaluation(sample_of(eval_data).specs)
