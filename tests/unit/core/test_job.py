@@ -365,14 +365,9 @@ def test_slices_that_were_done_before_are_not_leased():
 class AnyOrder(RuleBasedStateMachine):
     """A job of three workers under everything that can happen, in any order."""
 
-    SLICES = 0
-
     def __init__(self):
         super().__init__()
-        streams = 0 if self.SLICES else 5
-        self.job = Job(
-            Rules(workers=3, expected=3, streams=streams, slices=self.SLICES, grace_s=30.0)
-        )
+        self.job = Job(Rules(workers=3, expected=3, streams=5, grace_s=30.0, losses_in_a_row=6))
         self.now = 0.0
         self.processes = set()  # that run
         self.forgotten = set()  # processes that the job has given up or seen the end of
@@ -441,6 +436,18 @@ class AnyOrder(RuleBasedStateMachine):
         self.waiting.add(worker)
         self.step(join(worker, self.inside.get(worker, 0), version))
 
+    @precondition(lambda self: self.processes)
+    @rule(version=st.none() | st.integers(0, 9))
+    def all_join(self, version):
+        for worker in sorted(self.processes - self.waiting):
+            self.waiting.add(worker)
+            self.step(join(worker, self.inside.get(worker, 0), version))
+
+    @rule(version=st.integers(0, 9))
+    def all_are_heard(self, version):
+        for worker in sorted(self.processes):
+            self.step(HeartbeatCame(worker, self.now, version))
+
     @precondition(lambda self: self.inside)
     @rule(data=st.data())
     def join_again_because_the_answer_was_lost(self, data):
@@ -454,7 +461,7 @@ class AnyOrder(RuleBasedStateMachine):
         worker = self.some(data, self.processes | self.forgotten)
         self.step(HeartbeatCame(worker, self.now, version))
 
-    @rule(seconds=st.integers(1, 14))
+    @rule(seconds=st.integers(1, 12))
     def tick(self, seconds):
         self.now += seconds
         self.step(Ticked(self.now))
