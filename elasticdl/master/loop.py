@@ -78,12 +78,19 @@ class Loop:
     Args:
         config: the job.
         start_workers: False: somebody else starts the workers, and sees that they live.
+        program: what a worker runs; this master's address and the worker's name are appended.
 
     Raises:
         UserError: the data or the output is not as it must be; nothing is left behind.
     """
 
-    def __init__(self, config: JobConfig, *, start_workers: bool = True) -> None:
+    def __init__(
+        self,
+        config: JobConfig,
+        *,
+        start_workers: bool = True,
+        program: Sequence[str] = (sys.executable, "-m", "elasticdl.worker"),
+    ) -> None:
         self.config = config
         self.data = Data.of("data", config.data, config)
         self.eval_data = (
@@ -110,7 +117,10 @@ class Loop:
         self._phases: dict[str, str] = {}
         self._result_metrics: dict[str, messages.Metric] = {}
         self._processes = local.Processes(
-            self._command, _environment(), self.places.logs, self._gone
+            lambda worker: (*program, self.address, worker),
+            _environment(),
+            self.places.logs,
+            self._gone,
         )
 
     async def run(self) -> None:
@@ -296,9 +306,6 @@ class Loop:
             else:
                 self.places.publish_history()
                 artifact.publish(Path(result), Path(self.config.output), self.config.overwrite)
-
-    def _command(self, worker: str) -> Sequence[str]:
-        return (sys.executable, "-m", "elasticdl.worker", self.address, worker)
 
     def _supersede(self, worker: str) -> None:
         older = self._joins.pop(worker, None)
