@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from elasticdl.worker import replica
 
 
+_PLACES_SHOWN = 3  # of slices that a bad loss came from
+
+
 class GivenUp(Exception):
     """The generation is no more; its step or evaluation is to be done again in the next one."""
 
@@ -183,9 +186,10 @@ class Training:
         """Stops, or, with --nan_loss=skip, says so and goes on; nothing was applied."""
         losses = self.replica.losses_by_stream(batch, self.progress.version)
         bad = [stream for stream, loss in losses.items() if not math.isfinite(loss)]
-        where = "; ".join(
-            self.data.opener.where(slice_) for stream in bad for slice_ in batch.slices[stream]
-        )
+        places = [self.data.opener.where(s) for stream in bad for s in batch.slices[stream]]
+        where = "; ".join(places[:_PLACES_SHOWN])
+        if len(places) > _PLACES_SHOWN:
+            where += f" and {len(places) - _PLACES_SHOWN} more slices"
         mean = outcome.loss_sum / outcome.elements
         text = f"loss: expected a finite number; got {mean} at step {self.progress.version + 1}"
         if where:
