@@ -111,7 +111,7 @@ class History:
         if self._lines is None:
             self._lines = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
         line = {"kind": kind, "version": version, "time": time.time(), **about, **metrics}
-        self._lines.write(json.dumps({name: _json(value) for name, value in line.items()}) + "\n")
+        self._lines.write(json.dumps(plain(line)) + "\n")
         self._lines.flush()
         if kind not in self._curves:
             self._curves[kind] = eventfile.Writer(self.directory / "logs" / kind)
@@ -121,8 +121,10 @@ class History:
         self._curves[kind].scalars(scalars, version)
 
 
-def _json(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+def plain(value: Any) -> Any:
+    """The same for JSON, which has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
     if isinstance(value, list):
-        return [_json(each) for each in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

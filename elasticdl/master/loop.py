@@ -300,9 +300,8 @@ class Loop:
             if self.config.kind == "predict":
                 self.places.publish_parts(self.data.slices)
             elif self.config.kind == "evaluate":
-                self.places.publish_file(
-                    "metrics.json", json.dumps(self._result_metrics, indent=1) + "\n"
-                )
+                content = json.dumps(history.plain(self._result_metrics), indent=1)
+                self.places.publish_file("metrics.json", content + "\n")
             else:
                 self.places.publish_history()
                 artifact.publish(Path(result), Path(self.config.output), self.config.overwrite)
