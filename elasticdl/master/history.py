@@ -1,5 +1,6 @@
 """What a job has come to so far: the reports of its workers, in numbers and in files."""
 
+import contextlib
 import json
 import math
 import time
@@ -76,10 +77,11 @@ class History:
 
     def close(self) -> None:
         """Nothing more will come."""
-        if self._lines is not None:
-            self._lines.close()
-        for curve in self._curves.values():
-            curve.close()
+        for file in (self._lines, *self._curves.values()):
+            # What a full disk did not take was told when it came.
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
 
     def _step(self, report: pb.StepReport, learning_rate: float, now: float) -> None:
         self.version = report.version

@@ -1,0 +1,175 @@
+"""Reports of workers, whoever sends them and however often, become one history."""
+
+import json
+import math
+
+import pytest
+import tensorflow as tf
+
+from elasticdl.master.history import History, plain
+from elasticdl.wire import elasticdl_pb2 as pb
+from elasticdl.wire import messages
+
+
+def step(version, elements=64, loss=0.5, **metrics):
+    return pb.StepReport(
+        version=version,
+        elements=elements,
+        loss_sum=loss * elements,
+        steps=10,
+        metrics=messages.metric_messages(metrics),
+    )
+
+
+def evaluation(version, **metrics):
+    return pb.EvaluationReport(
+        version=version, elements=100, metrics=messages.metric_messages(metrics)
+    )
+
+
+def beat(*steps, evaluations=(), **fields):
+    return pb.HeartbeatRequest(
+        worker="worker-0", steps=steps, evaluations=evaluations, learning_rate=0.125, **fields
+    )
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_reports_count_once_whoever_sends_them(tmp_path):
+    history = History(tmp_path)
+    history.heartbeat(beat(step(10, loss=0.75)), now=1.0)
+    history.heartbeat(beat(step(10), step(20, loss=0.25, accuracy=0.5)), now=2.0)
+    history.heartbeat(beat(step(10), step(20)), now=3.0)
+    history.close()
+    assert history.version == 20
+    assert history.elements == 128
+    assert history.loss == 0.25
+    assert history.metrics == {"accuracy": 0.5}
+    assert [line["version"] for line in lines(tmp_path)] == [10, 20]
+
+
+def test_a_line_says_what_was_trained(tmp_path):
+    history = History(tmp_path)
+    history.heartbeat(beat(step(10, accuracy=0.5)), now=1.0)
+    history.close()
+    (line,) = lines(tmp_path)
+    assert line.pop("time") > 1e9
+    assert line == {
+        "kind": "train",
+        "version": 10,
+        "elements": 64,
+        "steps": 10,
+        "learning_rate": 0.125,
+        "loss": 0.5,
+        "accuracy": 0.5,
+    }
+
+
+def test_evaluations_of_a_version_count_once(tmp_path):
+    history = History(tmp_path)
+    history.heartbeat(beat(evaluations=[evaluation(0, accuracy=0.1)]), now=1.0)
+    history.heartbeat(beat(evaluations=[evaluation(0, accuracy=0.9)]), now=1.0)
+    history.heartbeat(beat(evaluations=[evaluation(5, accuracy=0.5, f=[1.0, math.nan])]), now=1.0)
+    history.close()
+    assert history.evaluation["accuracy"] == 0.5
+    assert [(line["kind"], line["accuracy"]) for line in lines(tmp_path)] == [
+        ("eval", 0.1),
+        ("eval", 0.5),
+    ]
+    assert lines(tmp_path)[1]["f"] == [1.0, None]
+
+
+def test_curves_are_for_tensorboard(tmp_path):
+    history = History(tmp_path)
+    history.heartbeat(
+        beat(step(10, per_class=[0.0, 1.0]), evaluations=[evaluation(10, accuracy=0.5)]), now=1.0
+    )
+    history.close()
+    curves = {}
+    for path in (tmp_path / "logs").rglob("events.*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                curves[path.parent.name, value.tag] = (event.step, value.simple_value)
+    assert curves == {
+        ("train", "loss"): (10, 0.5),
+        ("train", "learning_rate"): (10, 0.125),
+        ("eval", "accuracy"): (10, 0.5),
+    }
+
+
+def test_a_loss_that_is_no_number_is_null(tmp_path):
+    history = History(tmp_path)
+    history.heartbeat(beat(step(10, loss=math.nan)), now=1.0)
+    history.heartbeat(beat(step(20, elements=0)), now=1.0)
+    history.close()
+    assert math.isnan(history.loss)
+    assert [line["loss"] for line in lines(tmp_path)] == [None, None]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_gets_null_for_what_it_does_not_have(value):
+    assert plain({"a": value, "b": [value, 1.5], "c": "text", "d": 1}) == {
+        "a": None,
+        "b": [None, 1.5],
+        "c": "text",
+        "d": 1,
+    }
+
+
+def test_progress_only_advances():
+    history = History(None)
+
+    def at(version):
+        return pb.Progress(version=version, cursors=[pb.Cursor(element=version)])
+
+    history.heartbeat(beat(progress=at(7)), now=1.0)
+    history.heartbeat(beat(progress=at(5)), now=1.0)
+    history.heartbeat(beat(), now=1.0)
+    assert history.progress == messages.progress_value(at(7))
+
+
+def test_a_notice_is_shown_once():
+    history = History(None)
+    history.heartbeat(beat(notices=["a", "b"]), now=1.0)
+    history.heartbeat(beat(notices=["b", "c", "a"]), now=1.0)
+    assert history.notices == ["a", "b", "c"]
+
+
+def test_the_rate_is_that_of_the_last_ten_seconds():
+    history = History(None)
+    assert history.records_per_s(now=0.0) == 0.0
+    history.heartbeat(beat(step(1, elements=1000)), now=100.0)
+    assert history.records_per_s(now=100.0) == 0.0  # when it began is not known
+    history.heartbeat(beat(step(2, elements=50)), now=105.0)
+    assert history.records_per_s(now=105.0) == 10.0
+    history.heartbeat(beat(step(3, elements=450)), now=109.0)
+    assert history.records_per_s(now=109.0) == pytest.approx(500 / 9)
+    # The first report is older than that now.
+    assert history.records_per_s(now=110.5) == pytest.approx(450 / 4)
+
+
+def test_reports_that_come_together_make_no_rate():
+    history = History(None)
+    history.counted(5, now=1.0)
+    history.counted(9, now=1.0)
+    assert history.records_per_s(now=1.0) == 0.0
+    history.counted(15, now=3.0)
+    assert history.records_per_s(now=3.0) == 5.0
+
+
+def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    history = History(None)
+    history.heartbeat(beat(step(10)), now=1.0)
+    history.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    history = History(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        history.heartbeat(beat(step(10)), now=1.0)
+    history.close()  # and told once
