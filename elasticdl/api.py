@@ -234,7 +234,8 @@ class Job:
 
     def _close(self) -> None:
         """Lets the master go, and waits until it has."""
-        assert self._master.stdin is not None and self._master.stdout is not None
+        assert self._master.stdin is not None
+        assert self._master.stdout is not None
         self._client.close()
         with contextlib.suppress(BrokenPipeError):
             self._master.stdin.close()
@@ -304,7 +305,8 @@ def _launch(config: configs.JobConfig, *, start_workers: bool) -> Job:
         # Ctrl-C is for the command, which stops the job in good order.
         start_new_session=True,
     )
-    assert master.stdin is not None and master.stdout is not None
+    assert master.stdin is not None
+    assert master.stdout is not None
     try:
         order = {"config": config.to_json(), "start_workers": start_workers}
         master.stdin.write(json.dumps(order).encode() + b"\n")

@@ -275,7 +275,7 @@ class Opener:
             values = tf.numpy_function(inputs, [walk], [*(s.dtype for s in _SLICE_INPUTS), tf.bool])
             for value, spec in zip(values, [*_SLICE_INPUTS, tf.TensorSpec([])], strict=True):
                 value.set_shape(spec.shape)
-            return values
+            return list(values)
 
         def dataset(walk: tf.Tensor) -> tf.data.Dataset:
             steps = tf.data.Dataset.range(tf.int64.max).map(plain(lambda _: fed(walk)))

@@ -11,6 +11,8 @@ from elasticdl.data import pipeline
 from elasticdl.worker import loop, replica
 
 if TYPE_CHECKING:
+    import torch
+
     from elasticdl.worker import group
 
 
@@ -86,9 +88,10 @@ class Together:
 
         buffer = torch.from_numpy(sums.copy())
         self._reduce(buffer)
-        return buffer.numpy()
+        total: NDArray[np.float64] = buffer.numpy()
+        return total
 
-    def _reduce(self, buffer: "torch.Tensor", *, maximum: bool = False) -> None:  # noqa: F821
+    def _reduce(self, buffer: "torch.Tensor", *, maximum: bool = False) -> None:
         from elasticdl.worker import group
 
         try:
