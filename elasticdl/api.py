@@ -293,7 +293,7 @@ def _check(config: configs.JobConfig) -> None:
 
 def _launch(config: configs.JobConfig, *, start_workers: bool) -> Job:
     _check(config)
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the job
     here = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(each for each in (here, os.environ.get("PYTHONPATH", "")) if each)
     master = subprocess.Popen(

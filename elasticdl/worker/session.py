@@ -182,6 +182,7 @@ class Session:
             address=self._address(),
         )
         reply = self._client.call("Join", request, deadline_s=_JOIN_S)
+        self._beat.regroup = False
         if reply.stop:
             raise Cancelled("the job is over")
         return messages.generation_value(reply), reply.rank
