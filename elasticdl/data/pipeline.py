@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.data.ops import dataset_ops
+from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.data.util import random_seed as data_seeds
 from tensorflow.python.eager import context as eager_context
 from tensorflow.python.framework import op_def_registry
@@ -238,7 +239,9 @@ class Opener:
 
         def pipeline(records: Any, seed: Any, skip: Any, tag: Any) -> tf.data.Dataset:
             nonlocal drew
-            with _seeds(0, seed):
+            # As outside of a function: AutoGraph rewrites the `if`s of what is mapped.
+            status = ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED)
+            with _seeds(0, seed), status:
                 before = _python_random()
                 elements = self._create_dataset(tf.data.Dataset.from_tensor_slices(records))
                 drew = _python_random() != before
