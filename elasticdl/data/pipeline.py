@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from tensorflow.python.data.ops import dataset_ops
 from tensorflow.python.autograph.core import ag_ctx
+from tensorflow.python.data.ops import dataset_ops
 from tensorflow.python.data.util import random_seed as data_seeds
 from tensorflow.python.eager import context as eager_context
 from tensorflow.python.framework import op_def_registry
