@@ -194,12 +194,13 @@ class Training:
         text = f"loss: expected a finite number; got {mean} at step {self.progress.version + 1}"
         if where:
             text += f", from {where}"
+        known = members.total(np.asarray([float(len(bad))]))[0] > 0
+        says = bool(bad) or (speaks and not known)
         if self.config.nan_loss == "skip":
-            if bad or speaks:
+            if says:
                 self.beat.notice(f"{text}. The step was skipped.")
             return
-        known = members.total(np.asarray([float(len(bad))]))[0] > 0
-        if not bad and (known or not speaks):
+        if not says:
             raise Cancelled("another member says where the loss that is not finite came from")
         raise UserError(
             f"{text}. Look at these records, lower the learning rate or clip gradients; "
