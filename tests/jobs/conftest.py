@@ -1,5 +1,7 @@
 """Jobs in processes of their own, and data for them."""
 
+import functools
+
 import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
@@ -14,8 +16,8 @@ def start(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     commands = []
 
-    def start(*arguments, cwd=home, environ=(), **popen):
-        commands.append(support.Started(arguments, cwd, dict(environ), **popen))
+    def start(*arguments, cwd=None, environ=(), **popen):
+        commands.append(support.Started(arguments, cwd or home, home, dict(environ), **popen))
         return commands[-1]
 
     yield start
@@ -95,6 +97,7 @@ def digits(tmp_path_factory):
 def numbered(tmp_path_factory):
     """Makes a file of records that are numbered from 0."""
 
+    @functools.cache
     def numbered(count):
         path = tmp_path_factory.mktemp("numbered") / f"{count}.recordio"
         if count:

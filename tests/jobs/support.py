@@ -40,13 +40,12 @@ class Ended:
 class Started:
     """A command that runs."""
 
-    def __init__(self, arguments, cwd, environ, **popen):
+    def __init__(self, arguments, cwd, home, environ, **popen):
         self.mark = uuid.uuid4().hex
-        arguments = [str(argument) for argument in arguments]
         self.process = subprocess.Popen(
-            arguments if arguments[0].startswith("/") else [ELASTICDL, *arguments],
+            [ELASTICDL, *arguments],
             cwd=cwd,
-            env={**clean_environment(cwd), **environ, MARK: self.mark},
+            env={**clean_environment(home), **environ, MARK: self.mark},
             text=True,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen},
         )
@@ -62,6 +61,7 @@ class Started:
         return [" ".join(process.cmdline()) for process in self.processes()]
 
     def processes(self):
+        """The command itself, the master and the workers, as far as they run."""
         return [
             process
             for process in psutil.process_iter()

