@@ -14,6 +14,7 @@ from elasticdl.master import claim
 
 _PART = "part-*.recordio"
 _CLAIM = "claim"
+_RETRIES = 10
 
 
 def part_name(number: int, slices: int) -> str:
@@ -144,14 +145,19 @@ class Places:
 
 def _claimed(work: Path, made: list[Path], config: JobConfig) -> claim.Claim:
     """The claim on `work`; it and the directories above it are made, and added to `made`."""
-    while True:
-        for each in (*reversed(work.parents), work):
-            if not each.is_dir():
-                each.mkdir(exist_ok=True)
-                made.append(each)
-        # The output's last owner may remove the directory before we have claimed it.
+    # The output's last owner may be removing directories until we have claimed it.
+    for _ in range(_RETRIES):
         with contextlib.suppress(FileNotFoundError):
-            return claim.Claim(work / _CLAIM, config.output, config.job_name)
+            return _claimed_at_once(work, made, config)
+    return _claimed_at_once(work, made, config)
+
+
+def _claimed_at_once(work: Path, made: list[Path], config: JobConfig) -> claim.Claim:
+    for each in (*reversed(work.parents), work):
+        if not each.is_dir():
+            each.mkdir(exist_ok=True)
+            made.append(each)
+    return claim.Claim(work / _CLAIM, config.output, config.job_name)
 
 
 def _remove(entry: Path) -> None:

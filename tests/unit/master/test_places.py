@@ -1,6 +1,8 @@
 """A job leaves its result, whole, or nothing."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,3 +218,31 @@ def test_a_small_file_is_replaced_whole(tmp_path):
     place.discard()
     assert tree(tmp_path) == ["metrics.json"]
     assert (tmp_path / "metrics.json").read_text() == "{}\n"
+
+
+def test_jobs_that_come_and_go_never_have_an_output_together(tmp_path):
+    code = """
+import os, pathlib, sys
+from elasticdl.config import JobConfig
+from elasticdl.errors import UserError
+from elasticdl.master.places import Places
+root = pathlib.Path(sys.argv[1])
+output = str(root / "new" / "out")
+config = JobConfig(kind="train", data="d", model_def="m", output=output, job_name="j")
+entered = 0
+while entered < 50:
+    try:
+        place = Places.of(config)
+    except UserError as error:
+        assert "is being written by" in str(error), error
+        continue
+    os.close(os.open(root / "inside", os.O_CREAT | os.O_EXCL))
+    entered += 1
+    assert sorted(os.listdir(place.work)) == ["claim", "logs", "result"]
+    (root / "inside").unlink()
+    place.discard()
+"""
+    many = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [each.wait() for each in many] == [0, 0, 0]
+    # A job that found directories of another's making leaves them.
+    assert set(tree(tmp_path)) <= {"new", "new/out"}
