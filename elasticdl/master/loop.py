@@ -303,7 +303,7 @@ class Loop:
                 content = json.dumps(history.plain(self._result_metrics), indent=1)
                 self.places.publish_file("metrics.json", content + "\n")
             else:
-                self.places.publish_history()
+                self.places.add_history(Path(result))
                 artifact.publish(Path(result), Path(self.config.output), self.config.overwrite)
 
     def _supersede(self, worker: str) -> None:

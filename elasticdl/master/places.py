@@ -90,16 +90,11 @@ class Places:
         self.logs.mkdir()
         self.result.mkdir()
 
-    def publish_history(self) -> None:
-        """Moves metrics.jsonl and logs/ into the output, in place of older ones."""
-        if self.output is None:
-            return
+    def add_history(self, directory: Path) -> None:
+        """Moves metrics.jsonl and logs/ to a result, with which they are published."""
+        (self.work / "metrics.jsonl").touch()  # of a training that ended before its first line
         for name in ("metrics.jsonl", "logs"):
-            target = self.output / name
-            if (self.work / name).exists():
-                if target.is_dir():
-                    shutil.rmtree(target)
-                os.replace(self.work / name, target)
+            os.replace(self.work / name, directory / name)
 
     def publish_parts(self, slices: int) -> None:
         """Moves the parts of a prediction into the output directory, in place of older ones; or

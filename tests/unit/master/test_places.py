@@ -45,7 +45,6 @@ def test_an_evaluation_without_output_works_in_a_temporary_directory():
     place = places.Places.of(config("evaluate", ""))
     assert place.output is None
     place.publish_file("metrics.json", "{}")
-    place.publish_history()
     place.discard()
     assert not place.work.exists()
 
@@ -199,16 +198,19 @@ def test_parts_become_one_file_where_the_output_names_one(tmp_path):
     assert output.read_text() == "d"
 
 
-def test_history_replaces_an_older_one(tmp_path):
-    (tmp_path / "logs" / "old").mkdir(parents=True)
-    (tmp_path / "metrics.jsonl").write_text("old")
+@pytest.mark.parametrize("lines", ["", "some"])
+def test_the_history_becomes_a_part_of_the_result(tmp_path, lines):
     place = places.Places.of(config("train", tmp_path))
-    (place.logs / "worker-0.log").write_text("new")
-    (place.work / "metrics.jsonl").write_text("new")
-    place.publish_history()
+    (place.logs / "worker-0.log").write_text("words")
+    if lines:
+        (place.work / "metrics.jsonl").write_text(lines)
+    result = place.result / "generation-3"
+    result.mkdir()
+    place.add_history(result)
+    assert tree(result) == ["logs", "logs/worker-0.log", "metrics.jsonl"]
+    assert (result / "metrics.jsonl").read_text() == lines
     place.discard()
-    assert tree(tmp_path) == ["logs", "logs/worker-0.log", "metrics.jsonl"]
-    assert (tmp_path / "metrics.jsonl").read_text() == "new"
+    assert tree(tmp_path) == []
 
 
 def test_a_small_file_is_replaced_whole(tmp_path):

@@ -1,0 +1,617 @@
+"""A master answers workers that call it over the wire, to the end of the job."""
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import sys
+
+import grpc
+import grpc.aio
+import pytest
+
+from elasticdl.config import JobConfig
+from elasticdl.data import recordio
+from elasticdl.errors import UserError
+from elasticdl.master import loop, places, service
+from elasticdl.model import artifact
+from elasticdl.wire import elasticdl_pb2 as pb
+from elasticdl.wire import elasticdl_pb2_grpc, rpc
+
+RECORDS = 40
+
+
+@pytest.fixture
+def data(tmp_path):
+    """40 records in two files."""
+    directory = tmp_path / "data"
+    directory.mkdir()
+    for name, count in (("a", 30), ("b", 10)):
+        with recordio.Writer(str(directory / f"{name}.recordio")) as writer:
+            for number in range(count):
+                writer.write(f"{name}{number}".encode())
+    return directory
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    """Makes a configuration of some kind."""
+
+    def config(kind, **fields):
+        given = {
+            "kind": kind,
+            "data": str(data),
+            "output": str(tmp_path / "out"),
+            "job_name": "a-job",
+            "num_workers": 2,
+            "streams": 4,
+            ("model_def" if kind == "train" else "trained_model"): "models.Model",
+        }
+        return JobConfig(**(given | fields))
+
+    return config
+
+
+class Serving:
+    """A master that runs, and calls to it; nobody starts its workers."""
+
+    def __init__(self, config, **options):
+        self.master = loop.Loop(config, **{"start_workers": False, **options})
+
+    async def __aenter__(self):
+        self._server, self.master.address = await rpc.serve(service.Service(self.master))
+        self._channel = grpc.aio.insecure_channel(self.master.address)
+        self._stub = elasticdl_pb2_grpc.MasterStub(self._channel)
+        self._run = asyncio.create_task(self.master.run())
+        return self
+
+    async def __aexit__(self, *error):
+        if not self._run.done():
+            await self.stop("The test is over.")
+        await self._run
+        await self._channel.close()
+        await self._server.stop(grace=None)
+
+    async def ended(self):
+        """Returns when the job is over and cleared away; its last status."""
+        await self._run
+        return await self.status()
+
+    def join(self, worker, generation=0, version=None):
+        progress = None if version is None else pb.Progress(version=version, cursors=[pb.Cursor()])
+        return asyncio.ensure_future(
+            self._stub.Join(
+                pb.JoinRequest(
+                    worker=worker,
+                    generation=generation,
+                    progress=progress,
+                    address=f"host-of-{worker}:1",
+                )
+            )
+        )
+
+    async def heartbeat(self, worker, **fields):
+        return await self._stub.Heartbeat(pb.HeartbeatRequest(worker=worker, **fields))
+
+    async def lease(self, worker, *done):
+        return await self._stub.Lease(
+            pb.LeaseRequest(
+                worker=worker, done=[pb.Done(slice=slice_, records=10) for slice_ in done]
+            )
+        )
+
+    async def finish(self, worker, generation, **fields):
+        return await self._stub.Finish(
+            pb.FinishRequest(worker=worker, generation=generation, **fields)
+        )
+
+    async def fail(self, worker, kind, message, trace=""):
+        await self._stub.Fail(
+            pb.FailRequest(worker=worker, kind=kind, message=message, trace=trace)
+        )
+
+    async def register(self, worker):
+        return await self._stub.Register(pb.RegisterRequest(worker=worker, pid=1))
+
+    async def status(self):
+        return await self._stub.Status(pb.StatusRequest())
+
+    async def stop(self, reason=""):
+        await self._stub.Stop(pb.StopRequest(reason=reason))
+
+    async def two_members(self):
+        """The answers to two workers that form the first generation."""
+        return await asyncio.gather(self.join("worker-0"), self.join("worker-1"))
+
+
+def tells(story, config, **options):
+    """Runs a story with a master of its own."""
+
+    async def told():
+        async with Serving(config, **options) as serving:
+            await story(serving)
+
+    asyncio.run(told())
+
+
+def trained(directory):
+    """What a worker leaves to be published."""
+    directory.mkdir()
+    message = pb.TrainedModel(model_def="models.Model", params_filename="parameters.safetensors")
+    (directory / artifact.TRAINED_MODEL).write_bytes(message.SerializeToString())
+    (directory / "parameters.safetensors").write_bytes(b"weights")
+    return str(directory)
+
+
+def found(output):
+    return sorted(path.name for path in output.iterdir())
+
+
+def test_a_worker_that_registers_is_told_the_job(config, data, tmp_path):
+    async def story(serving):
+        reply = await serving.register("worker-0")
+        assert JobConfig.from_json(reply.config) == serving.master.config
+        assert [(file.path, file.records) for file in reply.data.files] == [
+            (str(data / "a.recordio"), 30),
+            (str(data / "b.recordio"), 10),
+        ]
+        assert reply.data.slice_records == 128
+        assert [file.records for file in reply.eval_data.files] == [10]
+        assert reply.threads >= 1
+        assert reply.work_directory == str(tmp_path / "out" / ".elasticdl" / "result")
+
+    tells(story, config("train", eval_data=str(data / "b.recordio")))
+
+
+def test_a_reproducible_job_has_as_many_threads_everywhere(config):
+    async def story(serving):
+        reply = await serving.register("worker-0")
+        assert reply.threads == 1
+        assert not reply.HasField("eval_data")
+
+    tells(story, config("train", reproducible=True))
+
+
+def test_workers_that_join_get_the_same_generation(config):
+    async def story(serving):
+        first, second = await serving.two_members()
+        assert (first.generation, first.rank, second.rank) == (1, 0, 1)
+        assert first.members == second.members
+        assert [member.worker for member in first.members] == ["worker-0", "worker-1"]
+        assert [list(member.streams) for member in first.members] == [[0, 1], [2, 3]]
+        assert first.rendezvous == second.rendezvous == "host-of-worker-0:1"
+
+    tells(story, config("train"))
+
+
+def test_a_call_is_superseded_by_the_same_workers_next(config):
+    async def story(serving):
+        older = serving.join("worker-0")
+        while "worker-0" not in serving.master.job.alive:
+            await serving.status()
+        newer = serving.join("worker-0")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await older
+        assert raised.value.code() == grpc.StatusCode.CANCELLED
+        assert (await serving.join("worker-1")).generation == 1
+        assert (await newer).generation == 1
+
+    tells(story, config("train"))
+
+
+def test_a_worker_that_hung_up_and_calls_again_is_answered(config):
+    async def story(serving):
+        older = serving.join("worker-0")
+        while "worker-0" not in serving.master.job.alive:
+            await serving.status()
+        older.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await older
+        other = serving.join("worker-1")
+        # Whether the generation was formed with it in the meantime or not.
+        again = await serving.join("worker-0")
+        assert again.generation == (await other).generation
+        assert not again.stop
+
+    tells(story, config("train"))
+
+
+def test_members_hear_of_a_newcomer_at_their_next_heartbeat(config):
+    async def story(serving):
+        await serving.two_members()
+        assert not (await serving.heartbeat("worker-0", generation=1)).regroup
+        newcomer = serving.join("worker-2")
+        while "worker-2" not in serving.master.job.alive:
+            await serving.status()
+        assert (await serving.heartbeat("worker-0", generation=1)).regroup
+        assert not (await serving.heartbeat("worker-2")).regroup
+        replies = await asyncio.gather(
+            newcomer, serving.join("worker-1", 1, 7), serving.join("worker-0", 1, 7)
+        )
+        assert {reply.generation for reply in replies} == {2}
+        assert [member.version for member in replies[0].members] == [7, 7, -1]
+        assert not (await serving.heartbeat("worker-0", generation=2)).regroup
+
+    tells(story, config("train"))
+
+
+def test_status_says_how_the_job_stands(config):
+    async def story(serving):
+        before = await serving.status()
+        assert before.phase == "starting"
+        assert before.reason == "Workers are starting."
+        assert math.isnan(before.loss)
+        assert math.isnan(before.seconds_left)
+        assert not before.workers
+        await serving.two_members()
+        await serving.heartbeat(
+            "worker-0",
+            phase="member",
+            generation=1,
+            progress=pb.Progress(version=3, cursors=[pb.Cursor(epoch=1)] * 4),
+            steps=[
+                pb.StepReport(
+                    version=3,
+                    elements=60,
+                    loss_sum=30.0,
+                    steps=3,
+                    metrics={"accuracy": pb.Value(numbers=[0.25])},
+                )
+            ],
+            evaluations=[
+                pb.EvaluationReport(version=3, metrics={"f": pb.Value(numbers=[0.5, 0.75])})
+            ],
+            learning_rate=0.01,
+            notices=["Mind the gap."],
+        )
+        await serving.heartbeat("worker-1", phase="evaluating", generation=1)
+        status = await serving.status()
+        assert math.isnan(status.seconds_left)
+        status.ClearField("seconds_left")
+        assert status == pb.JobStatus(
+            job_name="a-job",
+            kind="train",
+            phase="running",
+            reason="2 workers at work.",
+            generation=1,
+            version=3,
+            epoch=1,
+            epochs=2,
+            epoch_fraction=0.5,
+            records=60,
+            records_total=80,
+            loss=0.5,
+            metrics={"accuracy": pb.Value(numbers=[0.25])},
+            eval_version=3,
+            eval_metrics={"f": pb.Value(numbers=[0.5, 0.75])},
+            workers=[
+                pb.WorkerStatus(worker="worker-0", phase="member", rank=0, streams=[0, 1]),
+                pb.WorkerStatus(worker="worker-1", phase="evaluating", rank=1, streams=[2, 3]),
+            ],
+            notices=["Mind the gap."],
+            output=serving.master.config.output,
+        )
+
+    tells(story, config("train", epochs=2))
+
+
+def test_a_job_of_so_many_steps_has_so_many_records(config):
+    async def story(serving):
+        assert (await serving.status()).records_total == 3 * 8
+
+    tells(story, config("train", epochs=2, max_steps=3, batch_size=8))
+
+
+def test_a_training_ends_with_its_result_in_the_output(config, tmp_path):
+    async def story(serving):
+        await serving.two_members()
+        await serving.heartbeat(
+            "worker-0", steps=[pb.StepReport(version=9, elements=40, loss_sum=20.0, steps=9)]
+        )
+        other = serving.join("worker-1", 1, 9)
+        directory = trained(serving.master.places.result / "generation-1")
+        reply = await serving.finish(
+            "worker-0",
+            1,
+            version=9,
+            directory=directory,
+            metrics={"accuracy": pb.Value(numbers=[1.0])},
+        )
+        assert reply.accepted
+        assert (await other).stop
+        assert (await serving.join("worker-0", 1, 9)).stop
+        assert (await serving.heartbeat("worker-0")).stop
+        status = await serving.ended()
+        assert (status.phase, status.reason) == ("succeeded", "All records are done.")
+        assert status.eval_metrics["accuracy"].numbers == [1.0]
+        assert status.records == 40
+
+    tells(story, config("train"))
+    assert found(tmp_path / "out") == [
+        "logs",
+        "metrics.jsonl",
+        "parameters.safetensors",
+        "trained_model.pb",
+    ]
+
+
+def test_a_result_of_a_generation_that_is_no_more_is_refused(config):
+    async def story(serving):
+        await serving.two_members()
+        await asyncio.gather(serving.join("worker-0", 1, 5), serving.join("worker-1", 1, 5))
+        reply = await serving.finish("worker-0", 1, directory="/nowhere")
+        assert not reply.accepted
+        assert reply.reason == "generation 1 with worker-0 is no more"
+        assert not (await serving.finish("worker-7", 2, directory="/nowhere")).accepted
+        assert (await serving.status()).phase == "running"
+
+    tells(story, config("train"))
+
+
+def test_a_result_that_is_reported_twice_is_published_once(config, tmp_path):
+    async def story(serving):
+        await serving.two_members()
+        directory = trained(serving.master.places.result / "generation-1")
+        await asyncio.gather(
+            *(serving.finish("worker-0", 1, version=9, directory=directory) for _ in range(3))
+        )
+        assert (await serving.ended()).phase == "succeeded"
+
+    tells(story, config("train"))
+    assert (tmp_path / "out" / "trained_model.pb").exists()
+
+
+def test_a_result_that_is_not_there_is_told_and_leaves_nothing(config, tmp_path):
+    async def story(serving):
+        await serving.two_members()
+        await serving.finish("worker-0", 1, directory=str(tmp_path / "nowhere"))
+        status = await serving.ended()
+        assert status.phase == "failed"
+        assert status.failure_kind == "user"
+        assert "cannot be written: No such file or directory" in status.failure_message
+
+    tells(story, config("train"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_ends_with_its_metrics(config, tmp_path):
+    async def story(serving):
+        await serving.two_members()
+        await serving.finish(
+            "worker-0",
+            1,
+            version=40,
+            metrics={
+                "accuracy": pb.Value(numbers=[0.5]),
+                "recall": pb.Value(numbers=[math.nan]),
+            },
+        )
+        status = await serving.ended()
+        assert status.phase == "succeeded"
+        assert status.records == status.records_total == 40
+        assert status.eval_metrics["accuracy"].numbers == [0.5]
+
+    tells(story, config("evaluate"))
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics == {"accuracy": 0.5, "recall": None}
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_a_prediction_ends_with_its_parts(config, tmp_path, one_file):
+    output = tmp_path / ("out.recordio" if one_file else "out")
+
+    async def story(serving):
+        slices = serving.master.data.slices
+        assert slices == 4
+
+        async def work(worker):
+            done = ()
+            while not (reply := await serving.lease(worker, *done)).finished:
+                assert reply.wait == (not reply.slices)
+                for number in reply.slices:
+                    name = places.part_name(number, slices)
+                    path = serving.master.places.result / name
+                    with recordio.Writer(str(path)) as writer:
+                        writer.write(str(number).encode())
+                done = tuple(reply.slices)
+
+        await asyncio.gather(work("worker-0"), work("worker-1"))
+        status = await serving.ended()
+        assert status.phase == "succeeded"
+        assert status.records == status.records_total == 40
+        assert status.version == 4
+
+    tells(story, config("predict", slice_records=10, output=str(output)))
+    if one_file:
+        assert list(recordio.read(str(output))) == [b"0", b"1", b"2", b"3"]
+    else:
+        assert found(output) == [places.part_name(number, 4) for number in range(4)]
+
+
+def test_a_lease_whose_answer_was_lost_is_given_again(config):
+    async def story(serving):
+        first = await serving.lease("worker-0")
+        assert list(first.slices) == [0]
+        assert await serving.lease("worker-0") == first
+        second = await serving.lease("worker-0", 0)
+        assert list(second.slices) == [1]
+        assert await serving.lease("worker-0", 0) == second
+        status = await serving.status()
+        assert status.records == 10
+        assert status.reason == "Slices are being predicted."
+
+    tells(story, config("predict", slice_records=10))
+
+
+@pytest.mark.parametrize(("kind", "trace"), [("user", ""), ("user_code", "File x"), ("bug", "")])
+def test_a_worker_that_fails_ends_the_job_and_nothing_is_left(config, tmp_path, kind, trace):
+    async def story(serving):
+        await serving.two_members()
+        other = serving.join("worker-1", 1, 5)
+        await serving.fail("worker-0", kind, "what and why.", trace)
+        assert (await other).stop
+        status = await serving.ended()
+        assert status.phase == "failed"
+        assert status.failure_kind == kind
+        assert status.failure_message == "what and why."
+        assert status.failure_trace == trace
+
+    tells(story, config("train", output=str(tmp_path / "new" / "out")))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_job_is_stopped_on_request(config, tmp_path):
+    async def story(serving):
+        waiting = serving.join("worker-0")
+        while "worker-0" not in serving.master.job.alive:
+            await serving.status()
+        await serving.stop("Stopped by Ctrl-C.")
+        assert (await waiting).stop
+        status = await serving.ended()
+        assert (status.phase, status.reason) == ("cancelled", "Stopped by Ctrl-C.")
+        assert status.failure_kind == ""
+
+    tells(story, config("train"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_reports_that_come_late_change_nothing(config, tmp_path):
+    async def story(serving):
+        await serving.stop()
+        assert (await serving.ended()).reason == "Stopped on request."
+        late = [pb.StepReport(version=9, elements=40, loss_sum=20.0)]
+        assert (await serving.heartbeat("worker-0", steps=late)).stop
+        assert (await serving.join("worker-0")).stop
+        assert (await serving.lease("worker-0")).finished
+        assert not (await serving.finish("worker-0", 1)).accepted
+        await serving.fail("worker-0", "bug", "too late")
+        status = await serving.status()
+        assert (status.phase, status.version) == ("cancelled", 0)
+
+    tells(story, config("train"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_ends_the_job_with_what_to_do(config, tmp_path):
+    async def story(serving):
+        await serving.two_members()
+        (serving.master.places.work / "metrics.jsonl").symlink_to("/dev/full")
+        steps = [pb.StepReport(version=9, elements=40, loss_sum=20.0)]
+        assert (await serving.heartbeat("worker-0", steps=steps)).stop
+        status = await serving.ended()
+        assert status.failure_kind == "user"
+        assert status.failure_message == (
+            f"output: {tmp_path / 'out'} cannot be written: No space left on device "
+            f"({tmp_path / 'out'}). Free some space, or choose another --output."
+        )
+
+    tells(story, config("train"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"data": "/nowhere/*.recordio"}, "data: expected a file"),
+        ({"eval_data": "/nowhere"}, "eval_data: expected a file"),
+        ({"output": "/proc/here"}, "output: /proc/here cannot be written"),
+    ],
+)
+def test_what_cannot_begin_is_refused_and_leaves_nothing(config, tmp_path, fields, problem):
+    with pytest.raises(UserError, match=problem):
+        loop.Loop(config("train", **fields))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("total", "workers", "asked", "expected"), [(40, 2, 0, 5), (40, 8, 0, 2), (40, 2, 16, 16)]
+)
+def test_a_predictions_slices_are_enough_for_all_workers(config, total, workers, asked, expected):
+    job = config("predict", num_workers=workers, streams=8, slice_records=asked)
+    data = loop.Data.of("data", job.data, job)
+    assert data.total == total
+    assert data.slice_records == expected
+    assert data.slices == -(-30 // expected) + -(-10 // expected)
+
+
+# ---- with processes -----------------------------------------------------------------------------
+
+DIES = "import sys; print('words before', file=sys.stderr); sys.exit('and its last words')"
+WAITS = "import sys, signal; open(sys.argv[2] + '.pipe', 'w').close(); signal.pause()"
+
+
+def program(code):
+    return {"start_workers": True, "program": (sys.executable, "-c", code)}
+
+
+def test_workers_that_die_again_and_again_end_the_job_with_their_last_words(config, tmp_path):
+    async def story(serving):
+        status = await serving.ended()
+        logs = tmp_path / "out" / ".elasticdl" / "logs"
+        assert status.failure_kind == "bug"
+        assert status.failure_message == (
+            "worker-3 ended (exit status 1; its log ends: and its last words), the 4th loss "
+            f"without a step in between; the workers' logs are in {logs}"
+        )
+        assert status.failure_trace == "words before\nand its last words"
+        assert "another one is being started" not in status.reason
+
+    tells(story, config("train", num_workers=1), **program(DIES))
+    logs = tmp_path / "out" / ".elasticdl" / "logs"
+    assert found(logs) == [f"worker-{number}.log" for number in range(4)]
+    assert found(logs.parent) == ["logs"]
+
+
+def test_a_long_log_is_told_by_its_end(config):
+    async def story(serving):
+        status = await serving.ended()
+        lines = status.failure_trace.splitlines()
+        assert lines[-1] == "line 9999"
+        assert all(line.startswith("line ") for line in lines)
+        assert 100 < len(lines) < 1000
+
+    code = "import sys; [print('line', n) for n in range(10000)]; sys.exit(1)"
+    tells(story, config("train", num_workers=1), **program(code))
+
+
+def test_a_silent_death_is_told_without_words(config, tmp_path):
+    async def story(serving):
+        status = await serving.ended()
+        assert status.failure_message.startswith("worker-3 ended (killed by SIGKILL), the 4th loss")
+        assert status.failure_trace == ""
+
+    code = "import os; os.kill(os.getpid(), 9)"
+    tells(story, config("evaluate", num_workers=1, output=""), **program(code))
+
+
+def test_a_worker_that_fails_by_a_fault_of_ours_leaves_the_logs_and_says_where(config, tmp_path):
+    async def story(serving):
+        await serving.fail("worker-0", "bug", "TypeError: no.\nmore", "frames")
+        status = await serving.ended()
+        logs = tmp_path / "out" / ".elasticdl" / "logs"
+        assert status.failure_message == f"TypeError: no; the workers' logs are in {logs}\nmore"
+        assert logs.is_dir()
+
+    async def started(serving):
+        while not any(serving.master.places.logs.glob("*.log")):
+            await serving.status()
+        await story(serving)
+
+    tells(started, config("train", num_workers=1), **program("import signal; signal.pause()"))
+
+
+def test_when_the_job_is_stopped_its_processes_are(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    pipes = [tmp_path / f"worker-{number}.pipe" for number in range(2)]
+
+    async def story(serving):
+        await asyncio.gather(*(asyncio.to_thread(pipe.read_bytes) for pipe in pipes))
+        await serving.stop("Stopped by Ctrl-C.")
+        assert (await serving.ended()).phase == "cancelled"
+
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    tells(story, config("train"), **program(WAITS))
+    assert not (tmp_path / "out").exists()
