@@ -1,7 +1,4 @@
-"""The master's process: reads the job from standard input, says its address on standard output.
-
-Standard input stays open as long as the command that started the job lives; its end stops the job.
-"""
+"""The master's process: reads the job from standard input, says its address on standard output."""
 
 import asyncio
 import contextlib
@@ -16,7 +13,7 @@ from elasticdl.errors import UserError
 from elasticdl.master import loop, service
 from elasticdl.wire import rpc
 
-_LINGER_S = 30.0
+_LINGER_S = 30.0  # for the command to ask how the job ended
 
 
 def _say(**message: str) -> None:
@@ -41,6 +38,7 @@ async def _main() -> int:
 
     heard = asyncio.Event()
 
+    # Standard input stays open as long as the command that started the job lives.
     def command_gone() -> None:
         if not os.read(sys.stdin.fileno(), 1):
             events.remove_reader(sys.stdin.fileno())

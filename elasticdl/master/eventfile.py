@@ -1,8 +1,7 @@
-"""TensorBoard event files, written without TensorFlow.
+"""TensorBoard event files, written without TensorFlow."""
 
-TensorBoard's and tensorboardX's own writers import TensorFlow or torch where they are installed,
-which costs the master seconds and hundreds of megabytes.
-"""
+# TensorBoard's and tensorboardX's own writers import TensorFlow or torch where they are installed,
+# which costs the master seconds and hundreds of megabytes.
 
 import os
 import struct
