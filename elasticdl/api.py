@@ -43,8 +43,8 @@ class Status:
 
     `phase` is starting, running, succeeded, failed or cancelled, and `reason` says why in one
     sentence. `version` counts committed steps; `records` those of all epochs together, out of
-    `records_total`; `metrics` are of training, `eval_metrics` of the last evaluation. Numbers that
-    are not known are NaN.
+    `records_total`; `metrics` are of training, `eval_metrics` of the last evaluation, of the
+    model after `eval_version` steps. Numbers that are not known are NaN.
     """
 
     job_name: str
@@ -62,6 +62,7 @@ class Status:
     loss: float
     metrics: Mapping[str, float | list[float]]
     eval_metrics: Mapping[str, float | list[float]]
+    eval_version: int
     workers: tuple[Worker, ...]
     seconds_left: float
     failure_kind: str

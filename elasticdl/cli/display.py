@@ -59,6 +59,8 @@ class Status(Protocol):
     @property
     def eval_metrics(self) -> Metrics: ...
     @property
+    def eval_version(self) -> int: ...
+    @property
     def workers(self) -> Sequence[Worker]: ...
     @property
     def seconds_left(self) -> float: ...
@@ -219,7 +221,8 @@ def progress_line(config: JobConfig, status: Status) -> str:
 
 def evaluation_line(status: Status) -> str:
     """The metrics of the last evaluation during training."""
-    return f"evaluation: {GAP.join(named(status.eval_metrics))}"
+    step = [f"step {status.eval_version:,}"] if status.eval_version else []
+    return f"evaluation: {GAP.join([*step, *named(status.eval_metrics)])}"
 
 
 def result_lines(config: JobConfig, status: Status, *, quiet: bool = False) -> list[str]:
@@ -267,7 +270,11 @@ class Watcher:
         last, news = self._last, []
         news += [News("notice", text) for text in status.notices[self._notices :]]
         self._notices = max(self._notices, len(status.notices))
-        if status.eval_metrics and (last is None or last.eval_metrics != status.eval_metrics):
+        seen = last is not None and (last.eval_version, last.eval_metrics) == (
+            status.eval_version,
+            status.eval_metrics,
+        )
+        if status.eval_metrics and not seen:
             news.append(News("evaluation"))
         moved = last is None or last.phase != status.phase
         waits = status.phase == "starting" and last is not None and last.reason != status.reason
@@ -444,7 +451,7 @@ class Json:
             if news.what == "notice":
                 self._event("notice", text=news.text)
             elif news.what == "evaluation":
-                self._event("evaluation", version=status.version, metrics=status.eval_metrics)
+                self._event("evaluation", version=status.eval_version, metrics=status.eval_metrics)
             else:
                 self._event("progress", **status_fields(status))
 
@@ -478,6 +485,7 @@ def status_fields(status: Status) -> dict[str, Any]:
         "loss": status.loss,
         "metrics": status.metrics,
         "eval_metrics": status.eval_metrics,
+        "eval_version": status.eval_version,
         "workers": [{"worker": each.worker, "phase": each.phase} for each in status.workers],
         "seconds_left": status.seconds_left,
     }

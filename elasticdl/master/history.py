@@ -35,8 +35,8 @@ class History:
     loss: float = math.nan
     metrics: dict[str, messages.Metric] = field(default_factory=dict)
     evaluation: dict[str, messages.Metric] = field(default_factory=dict)
+    evaluated_version: int = -1
     notices: list[str] = field(default_factory=list)
-    _evaluated_version: int = -1
     _rates: deque[tuple[float, int]] = field(default_factory=deque)
     _lines: TextIO | None = None
     _curves: dict[str, eventfile.Writer] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class History:
             if report.version > self.version:
                 self._step(report, request.learning_rate, now)
         for evaluation in request.evaluations:
-            if evaluation.version > self._evaluated_version:
+            if evaluation.version > self.evaluated_version:
                 self._evaluation(evaluation)
         if request.HasField("progress"):
             progress = messages.progress_value(request.progress)
@@ -97,7 +97,7 @@ class History:
         )
 
     def _evaluation(self, report: pb.EvaluationReport) -> None:
-        self._evaluated_version = report.version
+        self.evaluated_version = report.version
         self.evaluation = messages.metric_values(report.metrics)
         self._write("eval", report.version, self.evaluation, {"elements": report.elements})
 

@@ -239,6 +239,7 @@ class Loop:
             records_per_s=speed,
             loss=self.history.loss,
             metrics=messages.metric_messages(self.history.metrics),
+            eval_version=max(0, self.history.evaluated_version),
             eval_metrics=messages.metric_messages(self._result_metrics or self.history.evaluation),
             workers=[
                 pb.WorkerStatus(

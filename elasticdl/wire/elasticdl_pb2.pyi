@@ -360,7 +360,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., phase: _Optional[str] = ..., rank: _Optional[int] = ..., streams: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("job_name", "kind", "phase", "reason", "generation", "version", "epoch", "epochs", "epoch_fraction", "records", "records_total", "records_per_s", "loss", "metrics", "eval_metrics", "workers", "seconds_left", "failure_kind", "failure_message", "failure_trace", "notices", "output")
+    __slots__ = ("job_name", "kind", "phase", "reason", "generation", "version", "epoch", "epochs", "epoch_fraction", "records", "records_total", "records_per_s", "loss", "metrics", "eval_metrics", "workers", "seconds_left", "failure_kind", "failure_message", "failure_trace", "notices", "output", "eval_version")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -397,6 +397,7 @@ class JobStatus(_message.Message):
     FAILURE_TRACE_FIELD_NUMBER: _ClassVar[int]
     NOTICES_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    EVAL_VERSION_FIELD_NUMBER: _ClassVar[int]
     job_name: str
     kind: str
     phase: str
@@ -419,7 +420,8 @@ class JobStatus(_message.Message):
     failure_trace: str
     notices: _containers.RepeatedScalarFieldContainer[str]
     output: str
-    def __init__(self, job_name: _Optional[str] = ..., kind: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., epoch_fraction: _Optional[float] = ..., records: _Optional[int] = ..., records_total: _Optional[int] = ..., records_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., metrics: _Optional[_Mapping[str, Value]] = ..., eval_metrics: _Optional[_Mapping[str, Value]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., seconds_left: _Optional[float] = ..., failure_kind: _Optional[str] = ..., failure_message: _Optional[str] = ..., failure_trace: _Optional[str] = ..., notices: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ...) -> None: ...
+    eval_version: int
+    def __init__(self, job_name: _Optional[str] = ..., kind: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., epoch_fraction: _Optional[float] = ..., records: _Optional[int] = ..., records_total: _Optional[int] = ..., records_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., metrics: _Optional[_Mapping[str, Value]] = ..., eval_metrics: _Optional[_Mapping[str, Value]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., seconds_left: _Optional[float] = ..., failure_kind: _Optional[str] = ..., failure_message: _Optional[str] = ..., failure_trace: _Optional[str] = ..., notices: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ..., eval_version: _Optional[int] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ("reason",)

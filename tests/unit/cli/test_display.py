@@ -39,6 +39,7 @@ class Status:
     loss: float = float("nan")
     metrics: Mapping[str, float | Sequence[float]] = dataclasses.field(default_factory=dict)
     eval_metrics: Mapping[str, float | Sequence[float]] = dataclasses.field(default_factory=dict)
+    eval_version: int = 0
     workers: tuple[Worker, ...] = (Worker("w0"), Worker("w1"))
     seconds_left: float = 0.0
     notices: tuple[str, ...] = ()
@@ -195,14 +196,16 @@ def test_lines_come_every_ten_seconds_and_at_changes() -> None:
 def test_evaluations_and_notices_are_said_once_and_at_once() -> None:
     screen = Screen()
     view = display.Plain(TRAINING, *screen.streams)
-    evaluated = dataclasses.replace(RUNNING, eval_metrics={"accuracy": 0.9, "loss": 0.5})
+    evaluated = dataclasses.replace(
+        RUNNING, eval_version=1200, eval_metrics={"accuracy": 0.9, "loss": 0.5}
+    )
     view.show(RUNNING, 0)
     view.show(dataclasses.replace(RUNNING, notices=("the dataset batches.",)), 1)
     view.show(dataclasses.replace(evaluated, notices=("the dataset batches.",)), 2)
     view.show(dataclasses.replace(evaluated, notices=("the dataset batches.", "b")), 3)
     assert screen.said[1:] == [
         "note: the dataset batches.",
-        "evaluation: accuracy 0.9  loss 0.5",
+        "evaluation: step 1,200  accuracy 0.9  loss 0.5",
         "note: b",
     ]
 

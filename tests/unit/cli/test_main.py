@@ -35,6 +35,7 @@ class Status:
     loss: float = 0.5
     metrics: Mapping[str, float | Sequence[float]] = field(default_factory=dict)
     eval_metrics: Mapping[str, float | Sequence[float]] = field(default_factory=dict)
+    eval_version: int = 0
     workers: tuple[display.Worker, ...] = ()
     seconds_left: float = 0.0
     notices: tuple[str, ...] = ()
