@@ -127,7 +127,5 @@ class Plan:
                 lacking += lacks
                 passed += 1
             position = (target + lacking) // self.slice_records
-            if passed < len(short):
-                position = min(position, short[passed][0])
             cuts.append(_Cut(position, target + lacking - position * self.slice_records))
         return tuple(cuts)

@@ -113,6 +113,15 @@ def test_a_lost_member_is_replaced_and_the_others_go_on_without_it():
     assert formed(it.step(join("worker-0", 2, 9))).members == ("worker-0", "worker-2")
 
 
+def test_members_keep_their_streams_from_one_generation_to_the_next():
+    it = running(workers=3)
+    assert it.generation.streams == {"worker-0": (0, 1), "worker-1": (2,), "worker-2": (3,)}
+    it.step(WorkerGone("worker-0", "killed by SIGKILL"))
+    it.step(join("worker-1", 1, 5))
+    (form,) = it.step(join("worker-2", 1, 5))
+    assert form.generation.streams == {"worker-1": (0, 2), "worker-2": (1, 3)}
+
+
 def test_a_worker_lost_before_the_first_generation_is_replaced_and_waited_for():
     it = training()
     it.step(join("worker-0"))
