@@ -12,6 +12,11 @@ from elasticdl.errors import ElasticDLError
 
 _SLICE = datetime.timedelta(milliseconds=100)
 _CONNECT = datetime.timedelta(seconds=30)
+# Members wait for each other as long as the master counts on them all: one may have more to do.
+_PATIENCE = datetime.timedelta(days=30)
+
+# Groups with an operation that will not finish: to destroy one would wait for it.
+_abandoned: list[Any] = []
 
 SUM = torch.distributed.ReduceOp.SUM
 MAX = torch.distributed.ReduceOp.MAX
@@ -77,6 +82,7 @@ class Group:
         """Replaces the buffer, in all members, by the sum (or maximum) over all members."""
         options = torch.distributed.AllreduceOptions()
         options.reduceOp = operation
+        options.timeout = _PATIENCE
         self._finish(lambda: self._gloo.allreduce([buffer], options))
 
     def broadcast(self, content: bytes | None, source: int) -> bytes:
@@ -84,6 +90,7 @@ class Group:
         length = torch.tensor([len(content) if content is not None else 0], dtype=torch.int64)
         options = torch.distributed.BroadcastOptions()
         options.rootRank = source
+        options.timeout = _PATIENCE
         self._finish(lambda: self._gloo.broadcast([length], options))
         if content is not None:
             buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -101,8 +108,10 @@ class Group:
                     return
                 except RuntimeError as error:
                     if work.is_completed():
-                        raise
+                        work.wait()  # raises, unless it was completed just after the slice
+                        return
                     if self._given_up():
+                        _abandoned.append(self._gloo)
                         raise Broken("the generation was given up") from error
         except RuntimeError as error:
             raise Broken(str(error).splitlines()[0]) from error
