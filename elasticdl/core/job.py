@@ -245,7 +245,7 @@ class Job:
 
     def regroup(self, worker: str) -> bool:
         """Whether this worker is to ask its generation to regroup: somebody waits to join."""
-        members = self.members
+        members = set(self.members)
         if worker not in members or worker in self._waiting:
             return False
         return any(candidate not in members for candidate in self._waiting)
