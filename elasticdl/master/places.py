@@ -75,7 +75,7 @@ class Places:
     @property
     def logs(self) -> Path:
         """Directory of the workers' logs."""
-        return self.work / "logs"
+        return self.work / "workers"
 
     @property
     def result(self) -> Path:
@@ -92,7 +92,9 @@ class Places:
 
     def add_history(self, directory: Path) -> None:
         """Moves metrics.jsonl and logs/ to a result, with which they are published."""
-        (self.work / "metrics.jsonl").touch()  # of a training that ended before its first line
+        # Of a training that ended before its first line.
+        (self.work / "metrics.jsonl").touch()
+        (self.work / "logs").mkdir(exist_ok=True)
         for name in ("metrics.jsonl", "logs"):
             os.replace(self.work / name, directory / name)
 
@@ -150,8 +152,10 @@ def _claimed(work: Path, made: list[Path], config: JobConfig) -> claim.Claim:
 def _claimed_at_once(work: Path, made: list[Path], config: JobConfig) -> claim.Claim:
     for each in (*reversed(work.parents), work):
         if not each.is_dir():
-            each.mkdir(exist_ok=True)
-            made.append(each)
+            # There by now: of another job, which may remove it again, or a file, seen a line later.
+            with contextlib.suppress(FileExistsError):
+                each.mkdir()
+                made.append(each)
     return claim.Claim(work / _CLAIM, config.output, config.job_name)
 
 

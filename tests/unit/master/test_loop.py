@@ -548,7 +548,7 @@ def program(code):
 def test_workers_that_die_again_and_again_end_the_job_with_their_last_words(config, tmp_path):
     async def story(serving):
         status = await serving.ended()
-        logs = tmp_path / "out" / ".elasticdl" / "logs"
+        logs = tmp_path / "out" / ".elasticdl" / "workers"
         assert status.failure_kind == "bug"
         assert status.failure_message == (
             "worker-3 ended (exit status 1; its log ends: and its last words), the 4th loss "
@@ -558,9 +558,9 @@ def test_workers_that_die_again_and_again_end_the_job_with_their_last_words(conf
         assert "another one is being started" not in status.reason
 
     tells(story, config("train", num_workers=1), **program(DIES))
-    logs = tmp_path / "out" / ".elasticdl" / "logs"
+    logs = tmp_path / "out" / ".elasticdl" / "workers"
     assert found(logs) == [f"worker-{number}.log" for number in range(4)]
-    assert found(logs.parent) == ["logs"]
+    assert found(logs.parent) == ["workers"]
 
 
 def test_a_long_log_is_told_by_its_end(config):
@@ -589,7 +589,7 @@ def test_a_worker_that_fails_by_a_fault_of_ours_leaves_the_logs_and_says_where(c
     async def story(serving):
         await serving.fail("worker-0", "bug", "TypeError: no.\nmore", "frames")
         status = await serving.ended()
-        logs = tmp_path / "out" / ".elasticdl" / "logs"
+        logs = tmp_path / "out" / ".elasticdl" / "workers"
         assert status.failure_message == f"TypeError: no; the workers' logs are in {logs}\nmore"
         assert logs.is_dir()
 

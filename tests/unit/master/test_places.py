@@ -56,12 +56,12 @@ def test_logs_stay_where_they_are_asked_for(tmp_path):
     place.discard(keep_logs=True)
     assert tree(tmp_path / "out") == [
         ".elasticdl",
-        ".elasticdl/logs",
-        ".elasticdl/logs/worker-0.log",
+        ".elasticdl/workers",
+        ".elasticdl/workers/worker-0.log",
     ]
     # The next job there starts anew.
     again = places.Places.of(config("train", tmp_path / "out"))
-    assert tree(again.work) == ["claim", "logs", "result"]
+    assert tree(again.work) == ["claim", "result", "workers"]
     again.discard()
 
 
@@ -72,7 +72,7 @@ def test_what_a_dead_job_has_left_is_cleared_away(tmp_path):
     (work / "metrics.jsonl").write_text("old")
     (work / "link").symlink_to(tmp_path)
     place = places.Places.of(config("train", tmp_path / "out"))
-    assert tree(work) == ["claim", "logs", "result"]
+    assert tree(work) == ["claim", "result", "workers"]
     place.discard()
     # Whose directory it is cannot be known any more.
     assert tree(tmp_path) == ["out"]
@@ -207,7 +207,7 @@ def test_the_history_becomes_a_part_of_the_result(tmp_path, lines):
     result = place.result / "generation-3"
     result.mkdir()
     place.add_history(result)
-    assert tree(result) == ["logs", "logs/worker-0.log", "metrics.jsonl"]
+    assert tree(result) == ["logs", "metrics.jsonl"]
     assert (result / "metrics.jsonl").read_text() == lines
     place.discard()
     assert tree(tmp_path) == []
@@ -240,7 +240,7 @@ while entered < 50:
         continue
     os.close(os.open(root / "inside", os.O_CREAT | os.O_EXCL))
     entered += 1
-    assert sorted(os.listdir(place.work)) == ["claim", "logs", "result"]
+    assert sorted(os.listdir(place.work)) == ["claim", "result", "workers"]
     (root / "inside").unlink()
     place.discard()
 """
