@@ -356,13 +356,13 @@ def test_params_that_are_no_literals(told):
 def test_an_output_below_a_file(told, tmp_path):
     (tmp_path / "file").touch()
     line = told(replaced={"output": tmp_path / "file" / "output"})
-    assert line.startswith(f"output: {tmp_path}/file/output cannot be written: File exists")
+    assert line.startswith(f"output: {tmp_path}/file/output cannot be written: Not a directory")
 
 
 def test_an_output_that_is_a_file(told, tmp_path):
     (tmp_path / "file").write_text("kept")
     line = told(replaced={"output": tmp_path / "file"})
-    assert line.startswith(f"output: {tmp_path}/file cannot be written: File exists")
+    assert line.startswith(f"output: {tmp_path}/file cannot be written: Not a directory")
     assert (tmp_path / "file").read_text() == "kept"
 
 
