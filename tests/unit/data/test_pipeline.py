@@ -679,3 +679,41 @@ def test_closing_ends_the_pipeline_behind_a_stream(files, pool):
     stream.close()
     pool.shutdown()
     assert stream._source.gi_frame is None
+
+
+def test_what_was_put_together_ahead_is_what_is_taken(filtering, pool):
+    """Whether it was guessed right, or asked for otherwise."""
+    opener, _ = filtering
+    cursors = dict.fromkeys(range(3), Cursor())
+    takes = [(0, [3, 2, 4]), (0, [1, 0, 9]), (0, [2, 2, 2]), (0, [20, 20, 20]), (1, [3, 3, 3])]
+    expected = walked(opener, pool, cursors, takes)
+    for guesses in (takes, [(0, [3, 2, 5]), (0, [1, 0, 9]), (1, [7, 7, 7]), *takes[3:]]):
+        host = pipeline.Streams(PLAN, cursors, opener, pool, epochs=2, share=4)
+        for guess, take, (elements, counts, used) in zip(guesses, takes, expected, strict=True):
+            host.expect(*guess)
+            batch = host.take(*take)
+            assert rows(batch.components, batch.elements) == elements
+            assert (batch.counts, batch.used) == (counts, used)
+        host.close()
+
+
+def test_nobody_waits_for_a_stream_that_was_closed(files):
+    """Else the threads that put batches together would be used up by and by."""
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def slow(dataset):
+        def hold(record):
+            waits.set()
+            goes_on.wait()
+            return np.float32(float(record))
+
+        return dataset.map(plain(lambda r: tf.numpy_function(hold, [r], tf.float32)))
+
+    opener = pipeline.Opener(files, slow, 0)
+    opener.block = 4
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        host = pipeline.Streams(PLAN, {0: Cursor()}, opener, pool, epochs=1, share=4)
+        host.expect(0, [4])
+        waits.wait()
+        host.close()
+        goes_on.set()
