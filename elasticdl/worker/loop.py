@@ -76,6 +76,12 @@ class Training:
     Args:
         replica: prepared for training and, if there is `eval_data`, for evaluation.
         pool: threads that read ahead.
+
+    Attributes:
+        progress: where the replica stands.
+        epoch_version: the version at which the present epoch began; as the replica and its
+            progress, the same in all members.
+        metrics: of the last evaluation.
     """
 
     def __init__(
@@ -98,8 +104,8 @@ class Training:
             [plan.slice_of(0, s, 0) is None for s in range(plan.streams)], config.epochs
         )
         self.metrics: dict[str, Any] = {}
+        self.epoch_version = 0
         self._evaluated = -1
-        self._evaluated_epoch = 0
         self._window = _Window()
         self._streams: pipeline.Streams | None = None
 
@@ -116,6 +122,8 @@ class Training:
         hosted = generation.streams[generation.members[rank]]
         self._host(hosted)
         speaks = rank == 0
+        # What one member has evaluated already, another may not have: all do it again.
+        self._evaluated = -1
         self.beat.stands(generation.number, self.progress)
         self.beat.phase("member")
         while True:
@@ -156,6 +164,8 @@ class Training:
         if outcome.elements and not math.isfinite(outcome.loss_sum):
             self._bad_loss(batch, outcome, members, speaks)
         self.progress = progress.advanced(before, tail.used)
+        if self.progress.epoch > before.epoch:
+            self.epoch_version = self.progress.version
         self._window.add(outcome)
         due = self.progress.version % self.config.log_every_steps == 0
         if due or self.finished or self.progress.epoch > before.epoch:
@@ -215,11 +225,9 @@ class Training:
         if self.progress.version == 0:
             return False
         every = self.config.eval_every_steps
-        return self.progress.version % every == 0 if every else self._epoch_began()
-
-    def _epoch_began(self) -> bool:
-        epoch = self.progress.epoch
-        return epoch > 0 and epoch != self._evaluated_epoch
+        if every:
+            return self.progress.version % every == 0
+        return self.progress.version == self.epoch_version
 
     def _evaluate(self, hosted: tuple[int, ...], members: Members, speaks: bool) -> None:
         assert self.eval_data is not None
@@ -229,7 +237,6 @@ class Training:
         )
         self.metrics = self.replica.evaluation_metrics(sums, elements)
         self._evaluated = self.progress.version
-        self._evaluated_epoch = self.progress.epoch
         if speaks:
             self.beat.evaluated(self.progress.version, elements, self.metrics)
         self.beat.phase("member")

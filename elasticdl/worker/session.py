@@ -12,14 +12,14 @@ import tensorflow as tf
 from elasticdl.config import JobConfig
 from elasticdl.core import membership, streams
 from elasticdl.core.progress import Progress, tail_length
-from elasticdl.data import outputs, pipeline
+from elasticdl.data import pipeline
 from elasticdl.errors import Cancelled
 from elasticdl.model import artifact, spec
 from elasticdl.model import mode as modes
 from elasticdl.model import source as sources
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages, rpc
-from elasticdl.worker import heartbeat, loop, members, prediction, replica
+from elasticdl.worker import heartbeat, loop, members, prediction, replica, work
 
 if TYPE_CHECKING:
     from elasticdl.worker import group
@@ -47,12 +47,13 @@ class Session:
     ) -> None:
         self.config = JobConfig.from_json(registered.config)
         self._client = client
-        self._worker = worker
         self._registered = registered
         self._beat = beat
-        self._threads = registered.threads
         self._pool = ThreadPoolExecutor(
             max_workers=max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="read-ahead"
+        )
+        self._worker = work.Worker(
+            worker, self.config, client, beat, self._pool, Path(registered.work_directory)
         )
         self._meeting: group.Meeting | None = None
 
@@ -62,7 +63,7 @@ class Session:
         Raises:
             Cancelled, UserError, UserCodeError
         """
-        configure(self.config, self._threads)
+        configure(self.config, self._registered.threads)
         try:
             definition, source = self._definition()
             if self.config.kind == "predict":
@@ -80,7 +81,7 @@ class Session:
             else artifact.source_of(config.trained_model)
         )
         context = {
-            "worker_id": self._worker,
+            "worker_id": self._worker.name,
             "master_ip": self._client.address.rpartition(":")[0],
             "mode": _MODES[config.kind],
             "job_name": config.job_name,
@@ -127,21 +128,21 @@ class Session:
             copy.prepare_evaluation(sample.specs)
         for notice in definition.notices:
             self._beat.notice(notice)
-        work = (
-            _Trainer(self, copy, data, eval_data, sample, source)
+        part: work.Work = (
+            work.Trainer(self._worker, copy, data, eval_data, sample, source)
             if training
-            else _Evaluator(self, copy, data)
+            else work.Evaluator(self._worker, copy, data)
         )
         self._beat.phase("warm")
         last = 0
         while True:
-            generation, rank = self._join(last, work.progress)
+            generation, rank = self._join(last, part.progress)
             last = generation.number
             try:
-                together = self._connect(generation, rank, copy, work)
-                work.run(generation, rank, together)
+                together = self._connect(generation, rank, copy, part)
+                part.run(generation, rank, together)
                 if rank == 0:
-                    work.finish(generation)
+                    part.finish(generation)
             except loop.GivenUp:
                 self._beat.phase("warm")
             except Cancelled:
@@ -176,7 +177,7 @@ class Session:
             Cancelled: there is none any more.
         """
         request = pb.JoinRequest(
-            worker=self._worker,
+            worker=self._worker.name,
             generation=last,
             progress=None if at is None else messages.progress_message(at),
             address=self._address(),
@@ -202,11 +203,11 @@ class Session:
         generation: membership.Generation,
         rank: int,
         copy: replica.Replica,
-        work: "_Trainer | _Evaluator",
+        part: work.Work,
     ) -> loop.Members:
         reproducible = self.config.reproducible
         if len(generation.members) == 1:
-            work.received(None)
+            part.received(None)
             return members.Alone(copy, reproducible=reproducible)
         from elasticdl.worker import group
 
@@ -215,12 +216,12 @@ class Session:
                 generation, rank, own_host(self._client.address), lambda: self._beat.stop
             )
             newest = max(generation.versions.values())
-            if work.shares_state and (newest < 0 or min(generation.versions.values()) < newest):
+            if part.shares_state and (newest < 0 or min(generation.versions.values()) < newest):
                 mine = rank == generation.source
-                content = together.broadcast(work.state() if mine else None, generation.source)
-                work.received(None if mine else content)
+                content = together.broadcast(part.state() if mine else None, generation.source)
+                part.received(None if mine else content)
             else:
-                work.received(None)
+                part.received(None)
         except group.Broken as error:
             raise loop.GivenUp(str(error)) from error
         return members.Together(copy, together, reproducible=reproducible)
@@ -243,121 +244,10 @@ class Session:
         self._beat.phase("predicting")
         prediction.run(
             self._client,
-            self._worker,
+            self._worker.name,
             prediction.Predictor(plan, opener, copy, self.config.batch_size),
             Path(self._registered.work_directory),
             lambda: self._beat.stop,
-        )
-
-
-class _Trainer:
-    """A member's work in a training job."""
-
-    shares_state = True
-
-    def __init__(
-        self,
-        session: Session,
-        copy: replica.Replica,
-        data: loop.DataSet,
-        eval_data: loop.DataSet | None,
-        sample: replica.Sample,
-        source: sources.ModelSource,
-    ) -> None:
-        self._session = session
-        self._replica = copy
-        self._sample = sample
-        self._source = source
-        self._training = loop.Training(
-            session.config, copy, data, eval_data, session._beat, session._pool
-        )
-        self._has_replica = False
-
-    @property
-    def progress(self) -> Progress | None:
-        return self._training.progress if self._has_replica else None
-
-    def state(self) -> bytes:
-        at = messages.progress_message(self._training.progress).SerializeToString()
-        return len(at).to_bytes(8, "little") + at + self._replica.dump()
-
-    def received(self, content: bytes | None) -> None:
-        """Takes over the source's state, if there is any, whole."""
-        if content is not None:
-            split = 8 + int.from_bytes(content[:8], "little")
-            at = messages.progress_value(pb.Progress.FromString(content[8:split]))
-            self._replica.restore(content[split:])
-            self._training.progress = at
-        self._has_replica = True
-
-    def run(self, generation: membership.Generation, rank: int, together: loop.Members) -> None:
-        self._training.run(generation, rank, together)
-
-    def finish(self, generation: membership.Generation) -> None:
-        session, training = self._session, self._training
-        session._beat.phase("exporting")
-        session._beat.flush()
-        directory = Path(session._registered.work_directory) / f"generation-{generation.number}"
-        with outputs.writing(session.config.output):
-            directory.mkdir()
-            artifact.write(
-                directory,
-                definition=self._replica.definition,
-                source=self._source,
-                config=session.config,
-                version=training.progress.version,
-                sample_spec=self._sample.specs,
-                metrics=training.metrics,
-            )
-        session._client.call(
-            "Finish",
-            pb.FinishRequest(
-                worker=session._worker,
-                generation=generation.number,
-                version=training.progress.version,
-                directory=str(directory),
-                metrics=messages.metric_messages(training.metrics),
-            ),
-        )
-
-
-class _Evaluator:
-    """A member's work in an evaluation job; all members have read the same trained model."""
-
-    shares_state = False
-    progress: Progress | None = None
-
-    def __init__(self, session: Session, copy: replica.Replica, data: loop.DataSet) -> None:
-        self._session = session
-        self._replica = copy
-        self._data = data
-        self._metrics: dict[str, messages.Metric] = {}
-        self._elements = 0
-
-    def state(self) -> bytes:
-        return b""
-
-    def received(self, content: bytes | None) -> None:
-        """Nothing is ever sent."""
-
-    def run(self, generation: membership.Generation, rank: int, together: loop.Members) -> None:
-        session = self._session
-        session._beat.phase("evaluating")
-        hosted = generation.streams[generation.members[rank]]
-        sums, self._elements = loop.evaluation(
-            session.config, self._replica, self._data, hosted, together, session._pool
-        )
-        self._metrics = dict(self._replica.evaluation_metrics(sums, self._elements))
-
-    def finish(self, generation: membership.Generation) -> None:
-        self._session._client.call(
-            "Finish",
-            pb.FinishRequest(
-                worker=self._session._worker,
-                generation=generation.number,
-                version=self._elements,
-                metrics=messages.metric_messages(self._metrics),
-            ),
         )
 
 
