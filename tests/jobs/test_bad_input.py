@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 import elasticdl
@@ -116,7 +117,7 @@ def test_a_damaged_head_of_a_file(told, tmp_path, numbered):
 def test_damage_inside_a_file_is_found_when_it_is_read(told, tmp_path, numbered, workers):
     path = tmp_path / "damaged.recordio"
     content = bytearray(numbered(2000).read_bytes())
-    content[-5] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
     line = told(f"--num_workers={workers}", replaced={"data": path})
     assert line.startswith(f"{path}: at byte ")
@@ -229,12 +230,14 @@ def test_an_input_function_that_fails_on_one_record(refused, numbered):
     line, _ = refused("--slice_records=8", replaced={"model_def": "broken.RecordRaises"})
     assert line.startswith("create_dataset: ")
     assert "eleven is not allowed" in line
-    assert line.endswith(f"({numbered(64)}, records 8 to 15)")
+    (begin, end) = re.findall(rf"\({numbered(64)}, records (\d+) to (\d+)\)$", line)[0]
+    assert int(begin) <= 11 <= int(end)
 
 
 def test_a_layer_that_raises(raised):
     line, trace = raised("broken.LayerRaises")
-    assert "ArithmeticError: this layer cannot add" in line
+    assert line.startswith("model broken.LayerRaises: ArithmeticError: ")
+    assert line.endswith("this layer cannot add")
     assert 'raise ArithmeticError("this layer cannot add")' in trace
 
 
@@ -434,8 +437,8 @@ def test_parameters_that_are_damaged(told, trained, tmp_path):
     assert f"expected {copy}/parameters.safetensors as it was written; got other content" in line
 
 
-def test_records_that_are_not_those_of_the_model(refused, trained, digits, tmp_path):
-    path = support.write(tmp_path / "other.recordio", {"name": [b"a", b"b"]})
+def test_records_that_are_not_those_of_the_model(refused, trained, tmp_path):
+    path = support.write(tmp_path / "other.recordio", {"name": np.asarray([b"a", b"b"])})
     line, _ = refused(kind="predict", replaced={"trained_model": trained, "data": path})
     assert line.startswith("create_dataset: ")
     assert "Feature: id (data type: int64) is required but could not be found." in line

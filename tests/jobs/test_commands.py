@@ -134,7 +134,6 @@ def test_workers_end_when_the_master_is_killed_while_they_start(start, settings,
     _, alive = psutil.wait_procs(everybody, timeout=30)
     assert alive == []
     assert ended.status == 1
-    assert ended.running == []
 
 
 # ---- what commands print ----------------------------------------------------------------------
@@ -182,7 +181,7 @@ def test_a_dry_run_shows_the_shapes_and_starts_nothing(run, settings, tmp_path):
     assert ended.running == []
     assert list(tmp_path.iterdir()) == []
     shown = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
-    assert shown["features"] == "{id: float32[batch, 1]}"
+    assert shown["features"] == "float32[batch, 1]"
     assert shown["labels"] == "float32[batch]"
     assert shown["outputs"] == "float32[batch, 3]"
     assert shown["model"].endswith("6 trainable numbers, 0 others")
