@@ -262,8 +262,9 @@ def evaluation(
     sums = np.zeros(replica.evaluation_length)
     elements = 0
     share = min(config.batch_size, 1024)
-    for stream in hosted:
-        walk = pipeline.Streams(
+    # All of them read ahead while the first ones are evaluated.
+    walks = {
+        stream: pipeline.Streams(
             data.plan,
             {stream: progress.Cursor()},
             data.opener,
@@ -271,6 +272,9 @@ def evaluation(
             epochs=1,
             share=math.ceil(share / 4),
         )
+        for stream in hosted
+    }
+    for stream, walk in walks.items():
         while (batch := walk.take(0, {stream: share})).elements:
             sums += replica.evaluation_sums(batch)
             elements += batch.elements
