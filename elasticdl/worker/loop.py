@@ -60,8 +60,11 @@ class _Window:
     metrics: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
 
     def add(self, outcome: "replica.Outcome") -> None:
-        self.elements += outcome.elements
         self.steps += 1
+        if not outcome.applied:
+            # One loss that is not a number would make that of all these steps none.
+            return
+        self.elements += outcome.elements
         self.loss_sum += outcome.loss_sum
         for name, states in outcome.metrics.items():
             known = self.metrics.get(name)
