@@ -30,6 +30,7 @@ class Heartbeat:
         self._orphaned = orphaned
         self._orphan_s = orphan_s
         self._next = pb.HeartbeatRequest(worker=worker, phase="starting")
+        self._progress: Progress | None = None
         self._steps: list[pb.StepReport] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -45,10 +46,9 @@ class Heartbeat:
 
     def stands(self, generation: int, progress: Progress) -> None:
         """Where the replica stands."""
-        message = messages.progress_message(progress)
         with self._lock:
             self._next.generation = generation
-            self._next.progress.CopyFrom(message)
+            self._progress = progress
 
     def committed(self, report: pb.StepReport, learning_rate: float, *, speaks: bool) -> None:
         """A line of the training's history; the member that `speaks` sends it and those that
@@ -103,7 +103,10 @@ class Heartbeat:
         with self._lock:
             request = pb.HeartbeatRequest()
             request.CopyFrom(self._next)
+            progress = self._progress
             del self._next.steps[:], self._next.evaluations[:], self._next.notices[:]
+        if progress is not None:
+            request.progress.CopyFrom(messages.progress_message(progress))
         reply = self._client.call("Heartbeat", request, deadline_s=self._orphan_s)
         self.regroup = reply.regroup
         self.stop = reply.stop

@@ -73,9 +73,7 @@ class Together:
             flat = gradients
         # One memory for TensorFlow and torch: nothing is copied on the way to the wire and back.
         buffer = torch.utils.dlpack.from_dlpack(tf.experimental.dlpack.to_dlpack(flat))
-        buffer[length:] = torch.tensor(
-            progress.encode(batch.used, regroup, streams), dtype=buffer.dtype
-        )
+        buffer[length:].numpy()[:] = progress.encode(batch.used, regroup, streams)
         self._reduce(buffer)
         numbers = buffer[begin:].numpy()
         tail = progress.decode(numbers[length - begin :].tolist())

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ class Replica:
         self._specs = tf.nest.flatten(sample.specs)
         self._trainable = list(self.model.trainable_variables)
         self._others = list(self.model.non_trainable_variables)
+        self._draws = any(_is_seed(variable) for variable in self._others)
 
     # ---- building --------------------------------------------------------------------------
 
@@ -456,7 +458,7 @@ class Replica:
         outcome = self.layout.outcome(rest, elements, applied=True)
         if not elements or not math.isfinite(outcome.loss_sum):
             return dataclasses.replace(outcome, applied=False)
-        self._apply_function(flat, tf.constant(elements, flat.dtype))
+        self._apply_function(flat, _constant(elements, flat.dtype))
         return outcome
 
     def losses_by_stream(self, batch: pipeline.Batch, version: int) -> dict[int, float]:
@@ -488,9 +490,12 @@ class Replica:
         counts = [count for count in batch.counts if count]
         hosts = [s for s, count in zip(batch.used, batch.counts, strict=True) if count]
         named = hosts if self._reproducible else hosts[:1]
-        drawn = [seeds.seed("random layers", self._seed, stream, version) for stream in named]
+        drawn = [
+            seeds.seed("random layers", self._seed, stream, version) if self._draws else 0
+            for stream in named
+        ]
         leaves = pipeline.tensors(batch.components)
-        return [leaves, tf.constant(counts, tf.int64), tf.constant(drawn, tf.int64)]
+        return [leaves, _constant(tuple(counts), tf.int64), _constant(tuple(drawn), tf.int64)]
 
     # ---- evaluation and prediction -----------------------------------------------------------
 
@@ -672,6 +677,12 @@ def named_outputs(model: keras.Model, outputs: Any) -> dict[str, NDArray[Any]]:
             names = ["output" if n == 0 else f"output_{n}" for n in range(len(leaves))]
         flat = dict(zip(names, leaves, strict=True))
     return {name: _numpy(leaf) for name, leaf in flat.items()}
+
+
+@functools.lru_cache(maxsize=1024)
+def _constant(value: int | tuple[int, ...], dtype: tf.DType) -> tf.Tensor:
+    """Counts and seeds as tensors; most steps have the same ones as some step before."""
+    return tf.constant(value, dtype)
 
 
 def _is_seed(variable: Any) -> bool:
