@@ -294,7 +294,9 @@ class Opener:
         text = str(getattr(error, "message", error)).strip()
         if "Cannot batch tensors with different shapes" in text:
             return _unequal(first_line(text).rstrip("."), self.where(slice_))
-        return UserCodeError(f"create_dataset: {first_line(text)} ({self.where(slice_)})", text)
+        # Without Python in it, the text names nodes of a graph, which say nothing to its author.
+        trace = text if "Traceback (most recent call last)" in text else ""
+        return UserCodeError(f"create_dataset: {first_line(text)} ({self.where(slice_)})", trace)
 
 
 def _unequal(problem: str, where: str) -> UserError:

@@ -58,6 +58,21 @@ def to_build_with(features: Any) -> Any:
     return zeros(features)
 
 
+def shown(features: Any) -> str:
+    """The types in words: float32[batch, 8, 8]; in dicts, lists and tuples, as these are."""
+
+    def one(spec: Any) -> str:
+        rank = spec.shape.rank
+        sizes = ["…"] if rank is None else [_size(size) for size in spec.shape.as_list()[1:]]
+        return f"{spec.dtype.name}[{', '.join(['batch', *sizes])}]"
+
+    return str(_mapped(features, one)).replace("'", "")
+
+
+def _size(size: int | None) -> str:
+    return "any" if size is None else str(size)
+
+
 def zeros(features: Any) -> Any:
     """Zeros and empty strings of these types, with sizes of 1 where any will do."""
     return _mapped(features, _zeros_of)

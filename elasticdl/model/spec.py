@@ -185,14 +185,15 @@ class Definition:
         from elasticdl.model import elements
 
         if not (self.model.built and self.model.weights):
+            given = elements.from_json(inputs)
             with (
                 self.layer_names,
-                usercode.running(f"model {self.name}"),
+                usercode.running(f"model {self.name}, called with {elements.shown(given)}"),
                 warnings.catch_warnings(),
             ):
                 # Keras warns where it cannot build layers ahead of the call; the call does.
                 warnings.filterwarnings("ignore", message=".*unbuilt state", category=UserWarning)
-                self.model(elements.to_build_with(elements.from_json(inputs)), training=False)
+                self.model(elements.to_build_with(given), training=False)
 
     def values(self) -> dict[str, "np.ndarray[Any, Any]"]:
         """The model's variables, trainable and not, by their names in a trained model."""

@@ -21,6 +21,10 @@ FRAMEWORKS = ("keras", "tensorflow", "tf_keras", "importlib", "contextlib")
 _AUTOGRAPH = "in user code:"
 _EMBEDDED_FRAME = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+), in (?P<name>\S+)')
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# What Keras and TensorFlow put around what was said: layers, graph nodes, operations.
+_WRAPPING = re.compile(
+    r"Exception encountered when calling .*?\(\)\.\s*|\{\{.*?\}\}\s*|\s*\[Op:\w+\]( name:[^\n]*)?"
+)
 
 
 @contextlib.contextmanager
@@ -138,7 +142,7 @@ def headline(error: BaseException) -> str:
     else:
         name = type(error).__name__
         text = f"{name}: {text}" if text else name
-    text = _COLOURS.sub("", text).split("Arguments received by")[0]
+    text = _WRAPPING.sub("", _COLOURS.sub("", text)).split("Arguments received by")[0]
     return " ".join(text.split())
 
 

@@ -460,7 +460,7 @@ def test_what_cannot_be_parsed_names_file_and_records(files, traced):
     assert message.startswith("create_dataset: StringToNumberOp could not correctly convert string")
     assert f"({files[1]}, records 0 to 24)" in message
     assert "\n" not in message
-    assert caught.value.trace
+    assert caught.value.trace == ""  # a graph has no lines of Python
 
 
 def test_elements_of_different_shapes_are_refused(files):
