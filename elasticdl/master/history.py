@@ -112,7 +112,9 @@ class History:
             return
         if self._lines is None:
             self._lines = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
-        line = {"kind": kind, "version": version, "time": time.time(), **about, **metrics}
+        line: dict[str, Any] = {"kind": kind, "version": version, "time": time.time(), **about}
+        # A user's metric may have any name.
+        line |= {f"metric_{name}" if name in line else name: v for name, v in metrics.items()}
         self._lines.write(json.dumps(plain(line)) + "\n")
         self._lines.flush()
         if kind not in self._curves:

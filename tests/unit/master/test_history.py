@@ -173,3 +173,11 @@ def test_a_full_disk_is_told(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         history.heartbeat(beat(step(10)), now=1.0)
     history.close()  # and told once
+
+
+def test_a_metric_named_like_a_column_keeps_both(tmp_path):
+    history = History(tmp_path)
+    history.heartbeat(beat(evaluations=[evaluation(5, elements=0.25)]), now=1.0)
+    history.close()
+    (line,) = lines(tmp_path)
+    assert (line["elements"], line["metric_elements"]) == (100, 0.25)
