@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,14 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from elasticdl import config as configs
+from elasticdl.cluster import local
 from elasticdl.errors import Cancelled, UserCodeError, UserError
 from elasticdl.model import artifact, zoo
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages, rpc
 
 _POLL_S = 0.05
+_HEAR_S = 1.0  # without an answer, whether the master still runs is looked up
 _END_S = 60.0
 
+_INSTEAD = {
+    "output": "write to a local directory and copy it",
+    "trained_model": "copy it to a local directory",
+    "model_zoo": "clone it to a local directory",
+}
 _OVER = ("succeeded", "failed", "cancelled")
 
 
@@ -176,11 +184,14 @@ class Job:
         with self._lock:
             if self._last is not None and self._last.over:
                 return self._last
-            try:
-                message = self._client.call("Status", pb.StatusRequest())
-            except rpc.Unreachable:
-                self._last = self._without_master()
-                return self._last
+            message = None
+            while message is None:
+                try:
+                    message = self._client.call("Status", pb.StatusRequest(), deadline_s=_HEAR_S)
+                except rpc.Unreachable:
+                    if self._master.poll() is not None:
+                        self._last = self._without_master()
+                        return self._last
             status = _status(message)
             if status.over:
                 self._close()
@@ -254,7 +265,9 @@ class Job:
         self._log.seek(0)
         trace = self._log.read().decode(errors="replace")
         blank = _status(pb.JobStatus(phase="failed", failure_kind="bug"))
-        message = f"the master ended (exit status {code}) before the job did"
+        message = f"the master ended ({local.ending(code)}) before the job did"
+        if code == -signal.SIGKILL:
+            message += "; if nobody killed it, the machine is out of memory"
         self._close()
         return Status(
             **{
@@ -282,6 +295,13 @@ def _check(config: configs.JobConfig) -> None:
                 f"{module}: expected it installed, to compute on this machine; it is not. "
                 "Install it with: pip install 'elasticdl[worker]'"
             )
+    for name in ("output", "trained_model", "model_zoo"):
+        given = getattr(config, name, "")
+        if "://" in given:
+            raise UserError(
+                f"{name}: expected a path on this machine; got {given}. URLs are not supported "
+                f"yet: {_INSTEAD[name]}."
+            )
     if config.kind == "train":
         models = zoo.Zoo(config.model_zoo)
         models.find(config.model_def)
@@ -298,7 +318,8 @@ def _launch(config: configs.JobConfig, *, start_workers: bool) -> Job:
     here = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(each for each in (here, os.environ.get("PYTHONPATH", "")) if each)
     master = subprocess.Popen(
-        [sys.executable, "-m", "elasticdl.master"],
+        # -P: files in the current directory do not take the place of modules.
+        [sys.executable, "-P", "-m", "elasticdl.master"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

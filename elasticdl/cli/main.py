@@ -195,9 +195,8 @@ Examples:
   elasticdl train --model_zoo=$HOME/work --model_def=fintech.MyKerasModel \
     --data="train/*.recordio" --output=my_trained_model
 
-  elasticdl train --model_def=regressor.DNN --num_workers=2 --epochs=10 \
-    --params="hidden_units=[10, 5], learning_rate=0.01" \
-    --data=train --eval_data=test --output=my_trained_model
+  elasticdl train --model_def=mnist.MnistElasticDLSpec --num_workers=2 --epochs=10 \
+    --params="learning_rate=0.01" --data=train --eval_data=test --output=my_trained_model
 
   elasticdl train --model_zoo=. --model_def=digits.Conv --data=train --dry_run
 """

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ class Loop:
         config: JobConfig,
         *,
         start_workers: bool = True,
-        program: Sequence[str] = (sys.executable, "-m", "elasticdl.worker"),
+        program: Sequence[str] = (sys.executable, "-P", "-m", "elasticdl.worker"),
     ) -> None:
         self.config = config
         self.data = Data.of("data", config.data, config)
@@ -116,9 +117,11 @@ class Loop:
         self._tasks: set[asyncio.Task[None]] = set()
         self._phases: dict[str, str] = {}
         self._result_metrics: dict[str, messages.Metric] = {}
+        # Of workers that are killed, too, nothing stays behind.
+        self._scratch = tempfile.TemporaryDirectory(prefix="elasticdl-", ignore_cleanup_errors=True)
         self._processes = local.Processes(
             lambda worker: (*program, self.address, worker),
-            _environment(),
+            _environment(self._scratch.name),
             self.places.logs,
             self._gone,
         )
@@ -136,6 +139,7 @@ class Loop:
                 await self._processes.exited(_END_S)
             await self._processes.stop()
             self.history.close()
+            self._scratch.cleanup()
             self.places.discard(keep_logs=self._logs_matter)
 
     def post(self, event: job.Event) -> None:
@@ -317,7 +321,10 @@ class Loop:
         words = _last_words(self._processes.log(worker))
         if words:
             how += f"; its log ends: {words.splitlines()[-1][:_MOST_OF_A_LINE]}"
+        known = worker in self.job.alive
         self.post(job.WorkerGone(worker, how, words))
+        if known and not self.job.over:
+            self.history.notices.append(self.job.reason)
 
     @property
     def _logs_matter(self) -> bool:
@@ -350,7 +357,7 @@ def _last_words(log: Path) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _environment() -> dict[str, str]:
+def _environment(scratch: str) -> dict[str, str]:
     # Workers find this very elasticdl, however it was installed or put on the path.
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(each for each in (here, os.environ.get("PYTHONPATH", "")) if each)
@@ -358,6 +365,7 @@ def _environment() -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1",
+        "TMPDIR": scratch,
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
         "KERAS_BACKEND": "tensorflow",
         "OMP_NUM_THREADS": "1",

@@ -121,8 +121,16 @@ def write_parameters(
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        # safetensors lets the owner alone read it; the other files follow the umask.
+        path.chmod(0o666 & ~_umask())
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def check_size(size: int, params_format: str) -> None:

@@ -272,7 +272,7 @@ def configure(config: JobConfig, threads: int) -> None:
         torch.set_num_threads(1)
     # The step's thread waits no longer for Python code of those that read ahead than they take.
     sys.setswitchinterval(_SWITCH_S)
-    keras.utils.set_random_seed(config.seed)
+    keras.utils.set_random_seed(config.seed % (1 << 32))
     if config.reproducible:
         tf.config.experimental.enable_op_determinism()
 
