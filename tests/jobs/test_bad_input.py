@@ -362,6 +362,12 @@ def test_params_that_are_no_literals(told):
 # ---- the output -------------------------------------------------------------------------------
 
 
+def test_an_output_elsewhere_than_on_this_machine(told, tmp_path):
+    line = told(replaced={"output": "gs://bucket/model"}, cwd=tmp_path)
+    assert line.startswith("output: expected a path on this machine; got gs://bucket/model.")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_output_below_a_file(told, tmp_path):
     (tmp_path / "file").touch()
     line = told(replaced={"output": tmp_path / "file" / "output"})

@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -298,3 +299,27 @@ def test_help_and_version(run):
     ended = run("train", "--help")
     assert ended.status == 0
     assert "--model_zoo" in ended.out
+
+
+# ---- where the command is given ---------------------------------------------------------------
+
+
+def test_files_beside_the_user_are_no_modules_of_ours(run, numbered, tmp_path):
+    shutil.copy(support.ZOO / "broken.py", tmp_path)
+    for name in ("random", "queue", "tempfile"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported')\n")
+    ended = run(
+        "train",
+        "--model_zoo=.",
+        "--model_def=broken.Fine",
+        f"--data={numbered(64)}",
+        "--output=output",
+        "--max_steps=1",
+        "--quiet",
+        # Larger than what Keras takes.
+        f"--seed={1 << 40}",
+        cwd=tmp_path,
+    )
+    assert ended.err == ""
+    assert ended.status == 0
+    assert (tmp_path / "output" / "trained_model.pb").exists()
