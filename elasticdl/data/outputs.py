@@ -1,4 +1,4 @@
-"""What the system says about writing an output → an error for the user."""
+"""Outputs: what their parts are called, and what the system says about writing them, for users."""
 
 import contextlib
 import errno
@@ -26,3 +26,8 @@ def writing(output: str) -> Iterator[None]:
             f"{error.strerror or error} ({error.filename or output}). {hint}, or choose another "
             "--output."
         ) from error
+
+
+def part_name(number: int, slices: int) -> str:
+    """The file name of the predictions for slice `number` of `slices`."""
+    return f"part-{number:05d}-of-{slices:05d}.recordio"

@@ -256,7 +256,8 @@ class Opener:
                 return
             self._traced = self._walking(traced)
             again = next(self.blocks(slice_, 0), None)
-        # Whatever a user's function cannot do in a graph, it goes on doing outside of one.
+        # What a user's function cannot do in a graph may raise anything; it goes on outside of one,
+        # where a damaged file or a fault of ours raises again.
         except Exception:
             self._traced = None
             return

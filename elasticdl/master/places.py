@@ -17,11 +17,6 @@ _CLAIM = "claim"
 _RETRIES = 10
 
 
-def part_name(number: int, slices: int) -> str:
-    """The file name of the predictions for slice `number` of `slices`."""
-    return f"part-{number:05d}-of-{slices:05d}.recordio"
-
-
 def one_file(config: JobConfig) -> bool:
     """Whether the output names one file of predictions and not a directory of parts."""
     return config.kind == "predict" and config.output.endswith(".recordio")
@@ -103,7 +98,7 @@ class Places:
         makes one file of them, in the order of the slices, where the output names a file.
         """
         assert self.output is not None
-        parts = [self.result / part_name(number, slices) for number in range(slices)]
+        parts = [self.result / outputs.part_name(number, slices) for number in range(slices)]
         if self.work.parent == self.output:
             for old in self.output.glob(_PART):
                 old.unlink()

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from elasticdl.core import streams
-from elasticdl.data import examples, pipeline, recordio
+from elasticdl.data import examples, outputs, pipeline, recordio
 from elasticdl.errors import UserError
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import rpc
@@ -49,14 +49,14 @@ class Predictor:
                 batch = pipeline.Batch(block.components, (block.elements,), {}, {})
                 for begin in range(0, block.elements, self._batch_size):
                     end = min(begin + self._batch_size, block.elements)
-                    outputs = self._replica.predict(pipeline.part_of(batch, begin, end))
-                    for name, values in outputs.items():
+                    predicted = self._replica.predict(pipeline.part_of(batch, begin, end))
+                    for name, values in predicted.items():
                         if values.ndim == 0 or len(values) != end - begin:
                             raise UserError(
                                 f"model: expected one row of output {name!r} for each of "
                                 f"{end - begin} elements; got shape {list(values.shape)}."
                             )
-                    columns = {name: _storable(values) for name, values in outputs.items()}
+                    columns = {name: _storable(values) for name, values in predicted.items()}
                     for record in examples.encode(columns):
                         writer.write(record)
                     rows += end - begin
@@ -79,7 +79,7 @@ def run(
         if reply.finished:
             return
         for number in reply.slices:
-            name = f"part-{number:05d}-of-{predictor.plan.slices:05d}.recordio"
+            name = outputs.part_name(number, predictor.plan.slices)
             done.append(pb.Done(slice=number, records=predictor.write(number, directory / name)))
         if reply.wait:
             pause.wait(_WAIT_S)

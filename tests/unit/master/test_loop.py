@@ -12,9 +12,9 @@ import grpc.aio
 import pytest
 
 from elasticdl.config import JobConfig
-from elasticdl.data import recordio
+from elasticdl.data import outputs, recordio
 from elasticdl.errors import UserError
-from elasticdl.master import loop, places, service
+from elasticdl.master import loop, service
 from elasticdl.model import artifact
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import elasticdl_pb2_grpc, rpc
@@ -410,7 +410,7 @@ def test_a_prediction_ends_with_its_parts(config, tmp_path, one_file):
             while not (reply := await serving.lease(worker, *done)).finished:
                 assert reply.wait == (not reply.slices)
                 for number in reply.slices:
-                    name = places.part_name(number, slices)
+                    name = outputs.part_name(number, slices)
                     path = serving.master.places.result / name
                     with recordio.Writer(str(path)) as writer:
                         writer.write(str(number).encode())
@@ -426,7 +426,7 @@ def test_a_prediction_ends_with_its_parts(config, tmp_path, one_file):
     if one_file:
         assert list(recordio.read(str(output))) == [b"0", b"1", b"2", b"3"]
     else:
-        assert found(output) == [places.part_name(number, 4) for number in range(4)]
+        assert found(output) == [outputs.part_name(number, 4) for number in range(4)]
 
 
 def test_a_lease_whose_answer_was_lost_is_given_again(config):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from elasticdl.config import JobConfig
+from elasticdl.data import outputs
 from elasticdl.errors import UserError
 from elasticdl.master import places
 
@@ -152,7 +153,7 @@ def test_an_output_that_cannot_be_made_is_refused():
 
 def test_a_disk_that_is_full_is_told(tmp_path):
     place = places.Places.of(config("predict", tmp_path / "all.recordio"))
-    (place.result / places.part_name(0, 1)).write_bytes(b"x" * 100)
+    (place.result / outputs.part_name(0, 1)).write_bytes(b"x" * 100)
     (place.work / "whole").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
         place.publish_parts(1)
@@ -162,7 +163,7 @@ def test_a_disk_that_is_full_is_told(tmp_path):
 
 def parts(place, *contents):
     for number, content in enumerate(contents):
-        (place.result / places.part_name(number, len(contents))).write_text(content)
+        (place.result / outputs.part_name(number, len(contents))).write_text(content)
 
 
 def test_parts_go_into_the_output_in_place_of_older_ones(tmp_path):
