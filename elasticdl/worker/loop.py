@@ -129,15 +129,19 @@ class Training:
         self._evaluated = -1
         self.beat.stands(generation.number, self.progress)
         self.beat.phase("member")
-        while True:
-            if self._evaluation_due():
-                self._evaluate(hosted, members, speaks)
-            if self.finished:
-                return
-            if self.beat.stop:
-                raise Cancelled("the job was stopped")
-            self._step(members, speaks)
-            self.beat.stands(generation.number, self.progress)
+        try:
+            while True:
+                if self._evaluation_due():
+                    self._evaluate(hosted, members, speaks)
+                if self.finished:
+                    return
+                if self.beat.stop:
+                    raise Cancelled("the job was stopped")
+                self._step(members, speaks)
+                self.beat.stands(generation.number, self.progress)
+        finally:
+            # Nobody waits any more for what is being read ahead, and holds a thread for it.
+            self.close()
 
     def close(self) -> None:
         if self._streams is not None:
