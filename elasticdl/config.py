@@ -15,7 +15,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex, cast
+from typing import Any, SupportsFloat, SupportsIndex, cast
 
 from elasticdl.errors import UserError
 
@@ -24,7 +24,7 @@ ALL = frozenset(KINDS)
 TRAIN = frozenset({"train"})
 MODEL_READERS = frozenset({"evaluate", "predict"})
 
-Value = str | int | bool
+Value = str | int | float | bool
 
 _LARGEST = (1 << 63) - 1  # what the protocol's int64 holds
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, what Kubernetes accepts
@@ -137,6 +137,13 @@ class JobConfig:
     )
     cluster: str = _setting("local", "Where processes run: local.", group="Job")
     num_workers: int = _setting(1, "Worker processes.", group="Job")
+    min_workers: int = _setting(1, "With fewer workers than this the job waits.", group="Job")
+    standby_workers: int = _setting(
+        -1,
+        "Warm processes that take the place of lost workers; -1: one where several workers train "
+        "and there is memory for it.",
+        group="Job",
+    )
     batch_size: int = _setting(64, "Elements in a step, over all workers together.", group="Job")
     epochs: int = _setting(
         1, "Times that each record is trained on.", group="Training", kinds=TRAIN
@@ -178,6 +185,43 @@ class JobConfig:
         group="Training",
         kinds=TRAIN,
     )
+    checkpoint_every: str = _setting(
+        "60s",
+        "Steps (500) or time (30s, 5min, 1h) from one checkpoint to the next; 0: none.",
+        group="Training",
+        kinds=TRAIN,
+    )
+    keep_checkpoints: int = _setting(
+        3, "How many checkpoints stay, the newest ones.", group="Training", kinds=TRAIN
+    )
+    restart: bool = _setting(
+        False,
+        "Begin anew where the output has checkpoints, instead of going on from them.",
+        group="Training",
+        kinds=TRAIN,
+    )
+    from_checkpoint: str = _setting(
+        "",
+        "Begin with the weights of another job: its checkpoint, or its output.",
+        group="Training",
+        kinds=TRAIN,
+        path=True,
+    )
+    max_failures: int = _setting(
+        3, "How often code of the model or its data may fail before the job stops.", group="Job"
+    )
+    grace_s: float = _setting(
+        1.0, "Seconds without a sign of life after which a worker is given up.", group="Job"
+    )
+    rebalance_gain: float = _setting(
+        0.15,
+        "Streams move to faster workers where a step becomes shorter by this share; 0: never.",
+        group="Job",
+        kinds=TRAIN,
+    )
+    orphan_s: float = _setting(
+        60.0, "Seconds for which workers go on without a master.", group="Job"
+    )
     nan_loss: str = _setting(
         "stop",
         "When the loss is not a number: stop the job, or skip the step.",
@@ -200,12 +244,41 @@ class JobConfig:
                 raise UserError(f"{setting.name}: expected {setting.expected}; got {value!r}.")
             if isinstance(value, int) and value > _LARGEST:
                 raise UserError(f"{setting.name}: expected at most {_LARGEST}; got {value}.")
-        for name in ("num_workers", "batch_size", "epochs", "streams", "log_every_steps"):
+        for name in (
+            "num_workers",
+            "min_workers",
+            "batch_size",
+            "epochs",
+            "streams",
+            "log_every_steps",
+            "keep_checkpoints",
+            "max_failures",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1; got {getattr(self, name)}.")
         for name in ("max_steps", "eval_every_steps", "slice_records", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more; got {getattr(self, name)}.")
+        for name in ("grace_s", "orphan_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(
+                    f"{name}: expected seconds, more than 0; got {getattr(self, name)}."
+                )
+        if not 0 <= self.rebalance_gain < 1:
+            raise UserError(
+                f"rebalance_gain: expected a share, 0 or more and less than 1; got "
+                f"{self.rebalance_gain}."
+            )
+        if self.standby_workers < -1:
+            raise UserError(
+                f"standby_workers: expected 0 or more, or -1 to leave it to elasticdl; got "
+                f"{self.standby_workers}."
+            )
+        if self.min_workers > self.num_workers:
+            raise UserError(
+                f"min_workers: expected at most num_workers, {self.num_workers}; got "
+                f"{self.min_workers}. Raise --num_workers or lower --min_workers."
+            )
         for name, choices in (
             ("cluster", ("local",)),
             ("nan_loss", ("stop", "skip")),
@@ -226,6 +299,12 @@ class JobConfig:
                 f"first and last; got {self.job_name!r}."
             )
         parse_params(self.params)
+        parse_every(self.checkpoint_every)
+
+    @property
+    def checkpoints(self) -> "Every":
+        """When checkpoints are due."""
+        return parse_every(self.checkpoint_every)
 
     @property
     def model_params(self) -> dict[str, Any]:
@@ -263,7 +342,8 @@ class Setting:
     @property
     def expected(self) -> str:
         """What a value must be, in words."""
-        return {str: "text", int: "a whole number", bool: "true or false"}[self.type]
+        words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+        return words[self.type]
 
     @property
     def variable(self) -> str:
@@ -453,9 +533,48 @@ def value_of(setting: Setting, given: object, where: str) -> Value:
         if isinstance(given, SupportsIndex):  # an int, or one of NumPy's
             return operator.index(given)
         raise UserError(problem)
+    if setting.type is float:
+        if isinstance(given, bool) or not isinstance(given, str | SupportsFloat):
+            raise UserError(problem)
+        try:
+            return float(given)
+        except ValueError as error:
+            raise UserError(problem) from error
+    # Steps may come as a number, from Python or from a file.
+    if setting.name == "checkpoint_every" and type(given) is int:
+        return str(given)
     if not isinstance(given, str):
         raise UserError(problem)
     return given
+
+
+@dataclass(frozen=True)
+class Every:
+    """From one time to the next: so many steps, or so many seconds; 0 and 0: never."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+
+_EVERY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
+_SECONDS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
+
+
+def parse_every(text: str) -> Every:
+    """What `500`, `30s`, `5min` or `1h` means.
+
+    Raises:
+        UserError: the text has another form.
+    """
+    found = _EVERY.fullmatch(text.strip())
+    if found is not None and not found[2] and found[1].isdigit():
+        return Every(steps=int(found[1]))
+    if found is not None and found[2] in _SECONDS and float(found[1]):
+        return Every(seconds=float(found[1]) * _SECONDS[found[2]])
+    raise UserError(
+        f"checkpoint_every: expected steps such as 500, a time such as 30s, 5min or 1h, or 0 for "
+        f"none; got {text!r}."
+    )
 
 
 def parse_params(text: str) -> dict[str, Any]:

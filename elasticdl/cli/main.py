@@ -300,7 +300,7 @@ def _option(setting: config.Setting) -> inspect.Parameter:
     if setting.type is bool:
         flag = typer.Option(None, f"--{setting.name}/--no_{setting.name}", **shared)
         return _parameter(setting.name, bool | None, flag)
-    metavar = "PATH" if setting.path else {str: "TEXT", int: "INTEGER"}[setting.type]
+    metavar = "PATH" if setting.path else {str: "TEXT", int: "INTEGER", float: "NUMBER"}[setting.type]
     text = typer.Option(None, f"--{setting.name}", metavar=metavar, **shared)
     return _parameter(setting.name, str | None, text)
 

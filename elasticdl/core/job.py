@@ -1,10 +1,12 @@
 """Job.step(event) → [effect]: the only way that a job's state changes."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from elasticdl.core import leases, membership, pods
+from elasticdl.core import failures, leases, membership, pods
+from elasticdl.core.failures import Failure
 from elasticdl.core.progress import Progress
 
 # ---- events: what happened ---------------------------------------------------------------------
@@ -12,7 +14,12 @@ from elasticdl.core.progress import Progress
 
 @dataclass(frozen=True)
 class Started:
-    """The job begins; nothing runs yet."""
+    """This master begins. `observed` are the workers that exist already, which an earlier master
+    has left; `next_number` is greater than that of any worker there ever was.
+    """
+
+    observed: tuple[str, ...] = ()
+    next_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,22 @@ class JoinCalled:
 
 @dataclass(frozen=True)
 class HeartbeatCame:
-    """A worker is alive at `now` (seconds of any clock that only rises)."""
+    """A worker is alive at `now` (seconds of any clock that only rises).
+
+    Args:
+        version: of its replica; -1: it has none.
+        generation, rank, streams: its place, where `phase` says that it is a member.
+        pace: measured in that generation.
+    """
 
     worker: str
     now: float
-    version: int
+    version: int = -1
+    phase: str = "starting"
+    generation: int = 0
+    rank: int = -1
+    streams: tuple[int, ...] = ()
+    pace: membership.Pace = membership.NO_PACE
 
 
 @dataclass(frozen=True)
@@ -45,11 +63,23 @@ class Ticked:
 
 @dataclass(frozen=True)
 class WorkerGone:
-    """A worker's process has ended; `trace` is the end of what it printed."""
+    """A worker's process has ended; `trace` is the end of what it printed.
+
+    `crashed`: by its own fault, as far as can be told; otherwise it was killed or told to end.
+    """
 
     worker: str
     reason: str
+    crashed: bool = False
     trace: str = ""
+
+
+@dataclass(frozen=True)
+class LeaveCalled:
+    """A worker that was told to end leaves now; a member does so at the end of a step."""
+
+    worker: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -86,14 +116,29 @@ class NotPublished:
 
 @dataclass(frozen=True)
 class Failed:
-    """Something that ends the job: `kind` is user, user_code or bug (who must act); `worker` is who
-    says so, if it is one.
+    """Something failed: `kind` is user, user_code or bug (who must act).
+
+    Args:
+        worker: who says so, if it is one.
+        slices: that it was at, in words.
+        phase: of the worker; what fails while it is starting would fail again.
+        attempt: tells a worker's failures apart.
     """
 
     kind: str
     message: str
     trace: str = ""
     worker: str = ""
+    slices: tuple[str, ...] = ()
+    phase: str = "starting"
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class ScaleAsked:
+    """Somebody wants another number of workers; `Job.scale_problem` says whether it can be."""
+
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -109,11 +154,13 @@ Event = (
     | HeartbeatCame
     | Ticked
     | WorkerGone
+    | LeaveCalled
     | LeaseCalled
     | ResultCame
     | Published
     | NotPublished
     | Failed
+    | ScaleAsked
     | StopAsked
 )
 
@@ -122,6 +169,14 @@ Event = (
 
 @dataclass(frozen=True)
 class StartWorker:
+    worker: str
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StopWorker:
+    """Tells a worker that nobody needs to end in good order."""
+
     worker: str
 
 
@@ -136,6 +191,13 @@ class Form:
     """Answers those of its members that wait: this is their generation."""
 
     generation: membership.Generation
+
+
+@dataclass(frozen=True)
+class Save:
+    """Answers this waiting worker: it is to write a checkpoint, and to call again."""
+
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -162,20 +224,35 @@ class Publish:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A decision and its reason, in one sentence, for the log and for who watches the job."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class End:
     """The job is over; workers that still run are to stop."""
 
 
-Effect = StartWorker | KillWorker | Form | Dismiss | Lease | Publish | End
+Effect = (
+    StartWorker | StopWorker | KillWorker | Form | Save | Dismiss | Lease | Publish | Note | End
+)
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a job failed; see `Failed`."""
+class Orders:
+    """What a worker is to do besides what it does; the newest orders replace those before.
 
-    kind: str
-    message: str
-    trace: str
+    Args:
+        regroup: raise the flag in the next step's tail.
+        stop: the job is over, or this worker is lost.
+        given_up: generations up to this one have lost a member: wait for it no longer.
+    """
+
+    regroup: bool = False
+    stop: bool = False
+    given_up: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,30 +260,68 @@ class Rules:
     """What a job is and what it puts up with.
 
     Args:
-        workers: how many workers there should be; 0: they are started by somebody else.
-        expected: how many candidates the first generation waits for.
+        workers: how many workers there should be at work.
+        starts: whether this job starts its workers; otherwise somebody else does.
+        min_workers: with fewer the job waits.
+        standby: warm workers to have besides.
+        standby_after_s: seconds at work before the first standby is started.
         streams: number of streams; 0 for a prediction, which has no generations.
         slices: number of slices to lease; 0 for all but a prediction.
         done: slices that need not be leased.
-        grace_s: a worker not heard from for longer is given up.
-        losses_in_a_row: workers that may be lost without a step between them.
+        checkpoints: whether a job that is stopped leaves a checkpoint.
+        grace_s: a worker at work that was not heard from for longer is given up.
+        start_grace_s: the same for one that is starting or writes the result, when Python may be
+            busy for seconds without a break.
+        max_failures: failures of user code, or crashes, at which the job stops.
+        rebalance_gain: streams move to faster workers where that makes a step shorter by this
+            share; 0: never.
+        term: of this master.
     """
 
     workers: int
-    expected: int
+    starts: bool = True
+    min_workers: int = 1
+    standby: int = 0
+    standby_after_s: float = 0.0
     streams: int = 0
     slices: int = 0
     done: tuple[int, ...] = ()
-    grace_s: float = 30.0
-    losses_in_a_row: int = 3
+    checkpoints: bool = False
+    grace_s: float = 1.0
+    start_grace_s: float = 60.0
+    max_failures: int = 3
+    rebalance_gain: float = 0.15
+    term: int = 0
+
+
+AT_WORK = ("member", "evaluating", "exporting")  # phases of members of a generation
+_BUSY = ("starting", "exporting")
+_UNHEARD_GRACES = 3  # times grace_s, for a worker to find its new master
+_STOP_S = 15.0  # for a last checkpoint
+_STALL_S = 0.25  # for the other members to notice that one has left their generation
+_PACE_S = 2.0  # that a comparison of members' paces takes in
+_PACE_STEPS = 10
+_PACES_AGREE = 2  # comparisons in a row that have to come to the same end
+
+
+@dataclass
+class _Seen:
+    """What a worker's last heartbeat said, and when it came."""
+
+    at: float
+    phase: str = "starting"
+    version: int = -1
+    rank: int = -1
+    pace: membership.Pace = membership.NO_PACE
 
 
 @dataclass
 class Job:
     """The state of one job.
 
-    `phase` is starting, running, publishing, succeeded, failed or cancelled; `reason` says in one
-    sentence why. `version` is the highest that was heard of; in a prediction, the slices done.
+    `phase` is starting, running, stopping, publishing, succeeded, failed or cancelled; `reason`
+    says in one sentence why. `version` is the replicas'; in a prediction, the slices done.
+    `workers` is how many there should be at work.
     """
 
     rules: Rules
@@ -215,17 +330,35 @@ class Job:
     failure: Failure | None = None
     generation: membership.Generation | None = None
     version: int = 0
+    _now: float | None = None
     _alive: set[str] = field(default_factory=set)
-    _lost: set[str] = field(default_factory=set)
-    _seen: dict[str, float] = field(default_factory=dict)
-    _ticked: float | None = None
+    _lost: set[str] = field(default_factory=set)  # names are not used again
+    _leaving: set[str] = field(default_factory=set)  # alive, but not needed any more
+    _unheard: set[str] = field(default_factory=set)  # left by an earlier master
+    _seen: dict[str, _Seen] = field(default_factory=dict)
     _waiting: dict[str, membership.Candidate] = field(default_factory=dict)
+    _waiting_since: dict[str, float] = field(default_factory=dict)
+    _given_up: int = 0
+    _adopting: bool = False  # the generation is an earlier master's, known from heartbeats
     _next_number: int = 0
-    _losses: int = 0
-    _losses_version: int = 0
+    _early_losses: int = 0
+    _failures: list[Failure] = field(default_factory=list)
+    _attempts: set[tuple[str, int]] = field(default_factory=set)
+    _standby_due: bool = False
+    _formed_at: float = 0.0
+    _stop_reason: str = ""
+    _stop_by: float | None = None
+    _saved: bool = False
+    _costs: dict[str, float] = field(default_factory=dict)
+    _compared_at: float = 0.0
+    _paces: dict[str, membership.Pace] = field(default_factory=dict)
+    _agreed: int = 0
 
     def __post_init__(self) -> None:
         self.leases = leases.Leases(self.rules.slices, self.rules.done)
+        self.workers = self.rules.workers
+
+    # ---- questions ---------------------------------------------------------------------------
 
     @property
     def over(self) -> bool:
@@ -243,12 +376,20 @@ class Job:
             return ()
         return tuple(worker for worker in self.generation.members if worker in self._alive)
 
-    def regroup(self, worker: str) -> bool:
-        """Whether this worker is to ask its generation to regroup: somebody waits to join."""
-        members = set(self.members)
-        if worker not in members or worker in self._waiting:
-            return False
-        return any(candidate not in members for candidate in self._waiting)
+    def phase_of(self, worker: str) -> str:
+        """What a living worker does, in one word."""
+        if worker in self._leaving:
+            return "leaving"
+        seen = self._seen.get(worker)
+        phase = seen.phase if seen is not None else "starting"
+        standing_by = worker in self._waiting and worker not in self.members
+        return "standby" if phase == "warm" and standing_by and self.members else phase
+
+    def orders(self, worker: str) -> Orders:
+        """What this worker is to do now."""
+        if self.over or worker in self._lost:
+            return Orders(stop=True)
+        return Orders(regroup=self._regroups(worker), given_up=self._given_up)
 
     def current(self, worker: str, generation: int) -> bool:
         """Whether this worker speaks for the current generation; no other's result counts."""
@@ -257,6 +398,25 @@ class Job:
             and self.generation.number == generation
             and worker in self.members
         )
+
+    def goes_on(self, worker: str) -> bool:
+        """Whether a worker that has failed is to try again."""
+        return not self.over and worker in self._alive
+
+    def scale_problem(self, workers: int) -> str:
+        """Why there cannot be so many workers; empty if there can."""
+        rules = self.rules
+        if not rules.starts:
+            return "this job's workers are started by somebody else"
+        if self.over or self.phase in ("publishing", "stopping"):
+            return "the job is ending"
+        if workers < rules.min_workers:
+            return f"expected at least min_workers = {rules.min_workers}; got {workers}"
+        if rules.streams and workers > rules.streams:
+            return f"expected at most one worker a stream, streams = {rules.streams}; got {workers}"
+        return ""
+
+    # ---- the one way in ----------------------------------------------------------------------
 
     def step(self, event: Event) -> list[Effect]:
         """Takes in one event; returns what is to be done about it, in order."""
@@ -267,7 +427,7 @@ class Job:
             return []
         match event:
             case Started():
-                return self._start_missing()
+                return self._start(event)
             case JoinCalled() if event.worker in self._lost:
                 return [Dismiss(event.worker)]
             case HeartbeatCame() if event.worker in self._lost:
@@ -275,18 +435,18 @@ class Job:
             case Failed() if event.worker in self._lost:
                 return []
             case LeaseCalled() if event.worker in self._lost:
-                return [Lease(event.worker, (), finished=True)]
+                # What it has done is done; it is to do nothing more.
+                return [*self._take_in(event.done), Lease(event.worker, (), finished=True)]
             case JoinCalled():
                 return self._join(event)
             case HeartbeatCame():
-                self._alive.add(event.worker)
-                self._seen[event.worker] = event.now
-                self.version = max(self.version, event.version)
-                return []
+                return self._hear(event)
             case Ticked():
-                return self._give_up_silent(event.now)
+                return self._tick(event.now)
             case WorkerGone():
-                return self._lose([event.worker], event.reason, event.trace)
+                return self._gone(event)
+            case LeaveCalled():
+                return self._leave(event)
             case LeaseCalled():
                 return self._lease(event)
             case ResultCame():
@@ -296,10 +456,14 @@ class Job:
                 return [Publish(event.result)]
             case Published():
                 return self._end("succeeded", "All records are done.")
-            case Failed() | NotPublished():
-                return self._fail(event.kind, event.message, event.trace)
+            case Failed():
+                return self._fail(event)
+            case NotPublished():
+                return self._stop_failed(Failure(event.kind, event.message, event.trace))
+            case ScaleAsked():
+                return self._scale(event.workers)
             case StopAsked():
-                return self._end("cancelled", event.reason)
+                return self._stop(event.reason)
             case _:
                 assert_never(event)
 
@@ -313,120 +477,471 @@ class Job:
                 self._alive.discard(event.worker)
         return []
 
-    def _start_missing(self) -> list[Effect]:
-        if not self.rules.workers:
+    # ---- processes ---------------------------------------------------------------------------
+
+    def _start(self, event: Started) -> list[Effect]:
+        self._next_number = max(
+            event.next_number, *(pods.number_of(w) + 1 for w in event.observed), 0
+        )
+        effects: list[Effect] = []
+        if event.observed:
+            self._alive.update(event.observed)
+            self._unheard.update(event.observed)
+            count = len(event.observed)
+            text = f"A new master takes over {count} worker{'s' if count > 1 else ''}."
+            self._become("starting", text)
+            effects.append(Note(text))
+        return effects + self._converge()
+
+    def _converge(self) -> list[Effect]:
+        """Starts workers that are missing, and ends those that are too many and not at work."""
+        if not self.rules.starts or self.phase in ("publishing", "stopping"):
             return []
-        wanted = pods.changes(self._alive, self.rules.workers, self._next_number)
-        self._next_number += len(wanted.start)
-        self._alive.update(wanted.start)
-        return [StartWorker(worker) for worker in wanted.start]
+        standby = self.rules.standby if self._standby_due else 0
+        changes = pods.changes(
+            self._alive - self._leaving,
+            self.workers + standby,
+            self._next_number,
+            needed=self._needed(),
+        )
+        self._next_number += len(changes.start)
+        self._alive.update(changes.start)
+        delay = pods.delay_s(self._early_losses)
+        effects: list[Effect] = [StartWorker(worker, delay) for worker in changes.start]
+        for worker in changes.stop:
+            self._leaving.add(worker)
+            self._unheard.discard(worker)
+            if self._waiting.pop(worker, None) is not None:
+                effects.append(Dismiss(worker))
+            else:
+                effects.append(StopWorker(worker))
+        return effects
+
+    def _needed(self) -> frozenset[str]:
+        """Workers that cannot just be told to end."""
+        if self.rules.slices:
+            return frozenset()
+        # One that joins is about to become a member.
+        room = max(0, self.workers - len(self.members))
+        waiting = [w for w in sorted(self._waiting, key=pods.natural) if w not in self.members]
+        return frozenset([*self.members, *waiting[:room], *self._unheard])
+
+    def _gone(self, event: WorkerGone) -> list[Effect]:
+        known = event.worker in self._alive and event.worker not in self._leaving
+        early = known and self._is_early(event.worker)
+        if event.worker in self._leaving:
+            self._forget(event.worker)
+            return self._form()
+        if not known:
+            return []
+        self._early_losses = self._early_losses + 1 if early else 0
+        reported = any(failure.worker == event.worker for failure in self._failures)
+        if event.crashed and not reported and self.phase != "publishing":
+            self._failures.append(
+                Failure("bug", f"{event.worker} ended ({event.reason})", event.trace, event.worker)
+            )
+            verdict = failures.verdict(self._failures, self.rules.max_failures)
+            if verdict.stop or not self.rules.starts:
+                self._forget(event.worker)
+                return self._stop_failed(self._first_failure(verdict))
+        if not self.rules.starts:
+            self._forget(event.worker)
+            return self._stop_failed(
+                Failure("bug", f"{event.worker} ended ({event.reason})", event.trace)
+            )
+        return self._lose([event.worker], event.reason, costs_nothing=not event.crashed)
+
+    def _is_early(self, worker: str) -> bool:
+        seen = self._seen.get(worker)
+        return worker not in self.members and (seen is None or seen.phase == "starting")
+
+    def _leave(self, event: LeaveCalled) -> list[Effect]:
+        if event.worker not in self._alive or event.worker in self._leaving:
+            return []
+        member = event.worker in self.members
+        self._forget(event.worker)
+        at = f" at step {self.version}" if member and not self.rules.slices else ""
+        text = f"{event.worker} leaves{at} ({event.reason})."
+        self._become(self.phase, text)
+        return [Note(text), *self._converge(), *self._form()]
+
+    def _lose(
+        self, workers: Iterable[str], reason: str, *, costs_nothing: bool = True
+    ) -> list[Effect]:
+        lost = [worker for worker in workers if worker in self._alive]
+        effects: list[Effect] = []
+        for worker in lost:
+            effects += self._forget(worker)
+        if not lost or self.phase == "publishing":
+            return effects
+        names = " and ".join(lost)
+        verb = "is" if len(lost) == 1 else "are"
+        counted = (
+            "; that is no failure"
+            if costs_nothing
+            else f"; that was failure {len(self._failures)}, and max_failures = "
+            f"{self.rules.max_failures}"
+        )
+        text = f"{names} {verb} lost ({reason}){counted}."
+        self._become(self.phase, text)
+        return [*effects, Note(text), *self._converge(), *self._form()]
+
+    def _forget(self, worker: str) -> list[Effect]:
+        """Does without this worker from now on."""
+        unreported = self._adopting and worker in self._unheard
+        if self.generation is not None and (worker in self.members or unreported):
+            self._given_up = self.generation.number
+        self._alive.discard(worker)
+        self._lost.add(worker)
+        self._leaving.discard(worker)
+        self._unheard.discard(worker)
+        self._seen.pop(worker, None)
+        self._costs.pop(worker, None)
+        self._paces.pop(worker, None)
+        self.leases.give_back(worker)
+        return [Dismiss(worker)] if self._waiting.pop(worker, None) is not None else []
+
+    def _scale(self, workers: int) -> list[Effect]:
+        if workers == self.workers or self.scale_problem(workers):
+            return []
+        text = f"num_workers goes from {self.workers} to {workers}, as asked."
+        self.workers = workers
+        self._become(self.phase, text)
+        return [Note(text), *self._converge(), *self._form()]
+
+    # ---- signs of life -----------------------------------------------------------------------
+
+    def _hear(self, event: HeartbeatCame) -> list[Effect]:
+        self._alive.add(event.worker)
+        self._unheard.discard(event.worker)
+        seen = _Seen(event.now, event.phase, event.version, event.rank)
+        self._seen[event.worker] = seen
+        if event.phase in AT_WORK:
+            self._early_losses = 0
+            self._adopt(event)
+        if self.current(event.worker, event.generation):
+            seen.pace = event.pace
+            self.version = max(self.version, event.version)
+        return self._form()
+
+    def _adopt(self, event: HeartbeatCame) -> None:
+        """Learns of a generation that an earlier master has formed."""
+        known = self.generation
+        if event.worker in self._waiting or (known is not None and not self._adopting):
+            return
+        if known is None or event.generation > known.number:
+            known = membership.Generation(event.generation, (), term=self.rules.term)
+        elif event.generation < known.number or event.worker in known.members:
+            return
+        self._adopting = True
+        members = [*known.members, event.worker]
+        members.sort(key=lambda worker: self._seen[worker].rank if worker in self._seen else -1)
+        streams = {**known.streams, event.worker: event.streams}
+        self.generation = dataclasses.replace(known, members=tuple(members), streams=streams)
+        self._become("running", _at_work(len(members)))
+
+    def _tick(self, now: float) -> list[Effect]:
+        before, self._now = self._now, now
+        pause = 0.0 if before is None else now - before
+        for worker in self._alive:
+            phase = "unheard" if worker in self._unheard else "starting"
+            seen = self._seen.setdefault(worker, _Seen(now, phase))
+            if pause > self.rules.grace_s / 2:
+                # Nobody listened in that time, for example because this machine slept.
+                seen.at = now
+        effects = self._give_up_silent(now)
+        if self.over:
+            return effects
+        self._give_up_stalled(now)
+        if self._stop_by is not None and now > self._stop_by:
+            return effects + self._end("cancelled", self._stop_reason)
+        work = self.generation is not None and self.phase == "running"
+        if work and not self._standby_due and self.rules.standby:
+            self._standby_due = now - self._formed_at >= self.rules.standby_after_s
+            effects += self._converge()
+        return effects + self._compare(now)
+
+    def _give_up_silent(self, now: float) -> list[Effect]:
+        """Loses the workers that were not heard from, be it since they were started."""
+        rules = self.rules
+        patience = {
+            rules.grace_s: ("member", "evaluating", "predicting", "warm"),
+            max(rules.start_grace_s, rules.grace_s): _BUSY,
+            _UNHEARD_GRACES * rules.grace_s: ("unheard",),
+        }
+        effects: list[Effect] = []
+        for grace, phases in patience.items():
+            last = {w: seen.at for w, seen in self._seen.items() if seen.phase in phases}
+            silent = sorted(membership.silent(last, now, grace) & self._alive, key=pods.natural)
+            knob = "grace_s = " if grace == rules.grace_s else ""
+            reason = f"not heard from for more than {knob}{grace:g} s"
+            effects += [KillWorker(worker, reason) for worker in silent]
+            for worker in self._leaving.intersection(silent):
+                effects += self._forget(worker)
+            effects += self._lose(silent, reason)
+        return effects
+
+    def _give_up_stalled(self, now: float) -> None:
+        """A member that waits for the next generation has left this one for good; the others can
+        finish nothing in it, and have had the time to see that themselves.
+        """
+        if self.generation is None:
+            return
+        waiting = [worker for worker in self.members if worker in self._waiting]
+        if len(waiting) == len(self.members):
+            return
+        if any(now - self._waiting_since.get(worker, now) > _STALL_S for worker in waiting):
+            self._given_up = self.generation.number
+
+    # ---- generations -------------------------------------------------------------------------
+
+    def _regroups(self, worker: str) -> bool:
+        """Whether a member is to ask its generation to regroup."""
+        members = set(self.members)
+        if worker not in members or worker in self._waiting:
+            return False
+        if self.phase == "stopping" or len(members) > self.workers:
+            return True
+        if self._agreed >= _PACES_AGREE:
+            return True
+        joining = any(candidate not in members for candidate in self._waiting)
+        return joining and len(members) < self.workers
 
     def _join(self, event: JoinCalled) -> list[Effect]:
         last = self.generation
+        if event.worker in self._leaving:
+            return [Dismiss(event.worker)]
         if (
             last is not None
             and event.worker in last.members
             and event.generation < last.number
+            and self._given_up < last.number
             and not any(member in self._waiting for member in last.members)
         ):
             # Its generation was formed, but the answer did not reach it.
             return [Form(last)]
         self._alive.add(event.worker)
+        self._unheard.discard(event.worker)
         self._waiting[event.worker] = membership.Candidate(
             event.worker, event.address, event.generation, event.progress
         )
+        if self._now is not None:
+            self._waiting_since[event.worker] = self._now
+        if last is not None and event.worker in last.members and event.generation < last.number:
+            # It was never in this generation, which therefore cannot work.
+            self._given_up = max(self._given_up, last.number)
         return self._form()
 
     def _form(self) -> list[Effect]:
         """The next generation, once everybody who must be in it has called."""
-        if self.phase == "publishing":
+        if self.phase == "publishing" or not self._waiting or self._unheard:
             return []
         if any(member not in self._waiting for member in self.members):
             return []
-        if self.generation is None and len(self._waiting) < self.rules.expected:
-            return []
-        if not self._waiting:
-            return []
+        if self.phase == "stopping":
+            return self._stop_together()
+        chosen = self._chosen()
+        needed = max(1, self.rules.min_workers)
+        if self.generation is None:
+            # The first one waits for all that were started together, but for none that takes the
+            # place of a lost one.
+            needed = max(needed, self.workers - self._early_losses)
+        if len(chosen) < needed:
+            if self.generation is None:
+                return []
+            return self._say(self._too_few(len(chosen)))
         last = self.generation
+        known = max([last.number if last else 0, *(c.generation for c in self._waiting.values())])
+        previous = last.streams if last else {}
         self.generation = membership.next_generation(
-            (last.number if last else 0) + 1,
-            tuple(self._waiting.values()),
+            known + 1,
+            chosen,
             self.rules.streams,
-            last.streams if last else {},
+            previous,
+            term=self.rules.term,
+            costs=self._costs,
+            least_gain=self.rules.rebalance_gain,
         )
-        self._waiting.clear()
-        count = len(self.generation.members)
-        self._become("running", f"{count} worker{'s' if count > 1 else ''} at work.")
-        return [Form(self.generation)]
-
-    def _give_up_silent(self, now: float) -> list[Effect]:
-        """Loses the workers that were not heard from, be it since they were started."""
-        pause = 0.0 if self._ticked is None else now - self._ticked
-        self._ticked = now
-        for worker in self._alive:
-            self._seen.setdefault(worker, now)
-            if pause > self.rules.grace_s / 2:
-                # Nobody listened in that time, for example because this machine slept.
-                self._seen[worker] = now
-        silent = sorted(membership.silent(self._seen, now, self.rules.grace_s))
-        reason = f"not heard from for more than grace_s = {self.rules.grace_s:g} s"
-        kills: list[Effect] = [KillWorker(worker, reason) for worker in silent]
-        return kills + self._lose(silent, reason)
-
-    def _lose(self, workers: Iterable[str], reason: str, trace: str = "") -> list[Effect]:
+        self._given_up = max(self._given_up, known)
+        self._adopting = False
+        self.version = max(0, *self.generation.versions.values())
         effects: list[Effect] = []
-        lost = [worker for worker in workers if worker in self._alive]
-        for worker in lost:
-            self._alive.discard(worker)
-            # Names are not used again: one that is given up and wakes can do nothing but end.
-            self._lost.add(worker)
-            self._seen.pop(worker, None)
-            if self._waiting.pop(worker, None) is not None:
-                effects.append(Dismiss(worker))
-            self.leases.give_back(worker)
-            self._losses = self._losses + 1 if self.version == self._losses_version else 1
-            self._losses_version = self.version
-        if not lost or self.phase == "publishing":
-            return effects
-        names = " and ".join(lost)
-        if self._losses > self.rules.losses_in_a_row or not self.rules.workers:
-            count = f", the {_ordinal(self._losses)} loss without a step in between"
-            return effects + self._fail(
-                "bug", f"{names} ended ({reason}){count if self._losses > 1 else ''}.", trace
-            )
-        others = "another one is" if len(lost) == 1 else "others are"
-        verb = "is" if len(lost) == 1 else "are"
-        self._become(self.phase, f"{names} {verb} lost ({reason}); {others} being started.")
-        return [*effects, *self._start_missing(), *self._form()]
+        if self._agreed >= _PACES_AGREE:
+            effects.append(Note(self._moved(previous)))
+        for candidate in chosen:
+            del self._waiting[candidate.worker]
+            self._waiting_since.pop(candidate.worker, None)
+            if candidate.worker in self._seen:
+                self._seen[candidate.worker].pace = membership.NO_PACE
+        self._restart_comparison()
+        if self._now is not None and self.phase == "starting":
+            self._formed_at = self._now
+        if self.rules.standby and not self.rules.standby_after_s:
+            self._standby_due = True
+        self._become("running", _at_work(len(self.generation.members)))
+        return [*effects, Form(self.generation), *self._converge()]
+
+    def _too_few(self, there: int) -> str:
+        return (
+            f"{there} of min_workers = {self.rules.min_workers} workers "
+            f"{'is' if there == 1 else 'are'} there; the job waits for more."
+        )
+
+    def _chosen(self) -> list[membership.Candidate]:
+        """Those of the waiting that are to be in the next generation: first who has a replica."""
+        members = self.members
+        in_turn = sorted(
+            self._waiting.values(),
+            key=lambda c: (c.worker not in members, c.progress is None, pods.natural(c.worker)),
+        )
+        # A replica of a higher version than the members' must be among them.
+        in_turn.sort(key=lambda c: -(c.progress.version if c.progress is not None else -1))
+        return in_turn[: self.workers]
+
+    # ---- stragglers --------------------------------------------------------------------------
+
+    def _compare(self, now: float) -> list[Effect]:
+        """Looks whether streams should move to faster members; a regroup moves them."""
+        generation = self.generation
+        if not self.rules.rebalance_gain or generation is None or self.phase != "running":
+            return []
+        members = self.members
+        if len(members) < 2 or any(worker in self._waiting for worker in members):
+            return []
+        if now - self._compared_at < _PACE_S or self._agreed >= _PACES_AGREE:
+            return []
+        costs = {}
+        for worker in members:
+            seen, hosted = self._seen.get(worker), len(generation.streams.get(worker, ()))
+            if seen is None or not hosted:
+                return []
+            pace = seen.pace.since(self._paces.get(worker, membership.NO_PACE))
+            if pace.steps < _PACE_STEPS or pace.seconds <= 0:
+                return []
+            costs[worker] = pace.seconds / pace.steps / hosted
+        self._compared_at = now
+        self._paces = {worker: self._seen[worker].pace for worker in members}
+        self._costs = costs
+        present = {worker: len(generation.streams[worker]) for worker in members}
+        placed = membership.placement(
+            self.rules.streams, members, generation.streams, costs, self.rules.rebalance_gain
+        )
+        after = {worker: len(placed[worker]) for worker in members}
+        better = membership.gain(present, after, costs) >= self.rules.rebalance_gain
+        self._agreed = self._agreed + 1 if better else 0
+        return []
+
+    def _restart_comparison(self) -> None:
+        self._agreed = 0
+        self._paces = {}
+        self._compared_at = self._now if self._now is not None else 0.0
+
+    def _moved(self, previous: Mapping[str, tuple[int, ...]]) -> str:
+        """What a comparison has come to, in a sentence."""
+        assert self.generation is not None
+        fastest = min(self._costs.values(), default=1.0)
+        changes = [
+            f"{worker} ({self._costs.get(worker, fastest) / fastest:.1f} x the fastest's time a "
+            f"stream) goes from {len(previous.get(worker, ()))} streams to {len(hosted)}"
+            for worker, hosted in self.generation.streams.items()
+            if len(previous.get(worker, ())) != len(hosted)
+        ]
+        return (
+            f"Streams move to faster workers, as a step becomes shorter by rebalance_gain = "
+            f"{self.rules.rebalance_gain:g} or more: {'; '.join(changes)}."
+        )
+
+    # ---- prediction --------------------------------------------------------------------------
+
+    def _take_in(self, done: Sequence[int]) -> list[Effect]:
+        for number in done:
+            if self.leases.finish(number):
+                self.version += 1
+        if self.leases.finished and self.phase != "publishing":
+            self._become("publishing", "The result is being published.")
+            return [Publish("")]
+        return []
 
     def _lease(self, event: LeaseCalled) -> list[Effect]:
         self._alive.add(event.worker)
-        for number in event.done:
-            if self.leases.finish(event.worker, number):
-                self.version += 1
-        if self.leases.finished:
-            answer = Lease(event.worker, (), finished=True)
-            if self.phase == "publishing":
-                return [answer]
-            self._become("publishing", "The result is being published.")
-            return [answer, Publish("")]
+        publish = self._take_in(event.done)
+        if self.leases.finished or event.worker in self._leaving:
+            return [Lease(event.worker, (), finished=True), *publish]
         self._become("running", "Slices are being predicted.")
+        at_work = [w for w, seen in self._seen.items() if seen.phase == "predicting"]
+        if len(at_work) < self.rules.min_workers:
+            waits = self._say(self._too_few(len(at_work)))
+            return [*waits, Lease(event.worker, (), finished=False)]
         given = self.leases.lease(event.worker, event.most)
         return [Lease(event.worker, given, finished=False)]
 
-    def _fail(self, kind: str, message: str, trace: str) -> list[Effect]:
-        self.failure = Failure(kind, message, trace)
-        return self._end("failed", message)
+    # ---- the end -----------------------------------------------------------------------------
+
+    def _fail(self, event: Failed) -> list[Effect]:
+        failure = Failure(event.kind, event.message, event.trace, event.worker, event.slices)
+        final = event.kind == "user" or event.phase == "starting" or not self.rules.starts
+        if not event.worker or final:
+            return self._stop_failed(failure)
+        if (event.worker, event.attempt) in self._attempts:
+            return []
+        self._attempts.add((event.worker, event.attempt))
+        self._failures.append(failure)
+        verdict = failures.verdict(self._failures, self.rules.max_failures)
+        if verdict.stop:
+            return self._stop_failed(self._first_failure(verdict))
+        return self._say(verdict.reason)
+
+    def _first_failure(self, verdict: failures.Verdict) -> Failure:
+        """The first failure is what the job failed for; the verdict says what came after it."""
+        first = self._failures[0]
+        if not verdict.reason:
+            return first
+        message = f"{first.message.rstrip('.')}. {verdict.reason}"
+        return dataclasses.replace(first, message=message)
+
+    def _stop_failed(self, failure: Failure) -> list[Effect]:
+        self.failure = failure
+        return self._end("failed", failure.message)
+
+    def _stop(self, reason: str) -> list[Effect]:
+        if self.phase == "stopping":
+            # Once more: whoever asks does not want to wait for a checkpoint.
+            return self._end("cancelled", reason)
+        if not self.rules.checkpoints or self.generation is None or not self.members:
+            return self._end("cancelled", reason)
+        self._stop_reason = reason
+        self._stop_by = (self._now if self._now is not None else 0.0) + _STOP_S
+        self._become("stopping", f"{reason} A last checkpoint is being written.")
+        return self._form()
+
+    def _stop_together(self) -> list[Effect]:
+        """All members wait: the one with the highest version writes a last checkpoint."""
+        with_replica = [c for c in self._waiting.values() if c.progress is not None]
+        if self._saved or not with_replica:
+            return self._end("cancelled", self._stop_reason)
+        self._saved = True
+        best = min(
+            with_replica,
+            key=lambda c: (-c.progress.version if c.progress else 0, *pods.natural(c.worker)),
+        )
+        del self._waiting[best.worker]
+        return [Save(best.worker)]
 
     def _end(self, phase: str, reason: str) -> list[Effect]:
         self._become(phase, reason)
-        waiting, self._waiting = sorted(self._waiting), {}
+        waiting, self._waiting = sorted(self._waiting, key=pods.natural), {}
         return [*(Dismiss(worker) for worker in waiting), End()]
+
+    def _say(self, text: str) -> list[Effect]:
+        """The decision, unless it is the last one again."""
+        if self.reason == text:
+            return []
+        self._become(self.phase, text)
+        return [Note(text)]
 
     def _become(self, phase: str, reason: str) -> None:
         self.phase, self.reason = phase, reason
 
 
-def _ordinal(number: int) -> str:
-    last = number % 10 if number // 10 % 10 != 1 else 0  # 11th, not 11st
-    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(last, 'th') }"
+def _at_work(count: int) -> str:
+    return f"{count} worker{'s' if count > 1 else ''} at work."

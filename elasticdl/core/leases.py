@@ -44,11 +44,19 @@ class Leases:
             self._holder[number] = worker
         return tuple(given)
 
-    def finish(self, worker: str, number: int) -> bool:
-        """Whether this report is the first that counts; a repeated or outdated one does not."""
-        if self._holder.get(number) != worker:
+    def finish(self, number: int) -> bool:
+        """Whether this report is the first of that slice; whoever has done it, it is done.
+
+        A worker may have been given up in between, or a master that knew of its lease be gone.
+        """
+        if number in self._holder:
+            del self._holder[number]
+        elif number in self._returned:
+            self._returned.remove(number)
+        elif self._next <= number < self.slices and number not in self._ahead:
+            self._ahead.add(number)
+        else:
             return False
-        del self._holder[number]
         self.done += 1
         return True
 

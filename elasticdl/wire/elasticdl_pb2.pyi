@@ -149,30 +149,43 @@ class RegisterRequest(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("config", "data", "eval_data", "threads", "work_directory")
+    __slots__ = ("config", "data", "eval_data", "threads", "work_directory", "checkpoint_directory", "fingerprint")
+    class FingerprintEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     WORK_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     config: str
     data: Dataset
     eval_data: Dataset
     threads: int
     work_directory: str
-    def __init__(self, config: _Optional[str] = ..., data: _Optional[_Union[Dataset, _Mapping]] = ..., eval_data: _Optional[_Union[Dataset, _Mapping]] = ..., threads: _Optional[int] = ..., work_directory: _Optional[str] = ...) -> None: ...
+    checkpoint_directory: str
+    fingerprint: _containers.ScalarMap[str, str]
+    def __init__(self, config: _Optional[str] = ..., data: _Optional[_Union[Dataset, _Mapping]] = ..., eval_data: _Optional[_Union[Dataset, _Mapping]] = ..., threads: _Optional[int] = ..., work_directory: _Optional[str] = ..., checkpoint_directory: _Optional[str] = ..., fingerprint: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("worker", "generation", "progress", "address")
+    __slots__ = ("worker", "generation", "progress", "address", "term")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
     worker: str
     generation: int
     progress: Progress
     address: str
-    def __init__(self, worker: _Optional[str] = ..., generation: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., address: _Optional[str] = ...) -> None: ...
+    term: int
+    def __init__(self, worker: _Optional[str] = ..., generation: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., address: _Optional[str] = ..., term: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("worker", "streams", "version")
@@ -185,23 +198,29 @@ class Member(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., streams: _Optional[_Iterable[int]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("generation", "members", "rank", "source", "rendezvous", "stop")
+    __slots__ = ("generation", "members", "rank", "source", "rendezvous", "stop", "restore", "term", "save")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     RENDEZVOUS_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    SAVE_FIELD_NUMBER: _ClassVar[int]
     generation: int
     members: _containers.RepeatedCompositeFieldContainer[Member]
     rank: int
     source: int
     rendezvous: str
     stop: bool
-    def __init__(self, generation: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., rank: _Optional[int] = ..., source: _Optional[int] = ..., rendezvous: _Optional[str] = ..., stop: _Optional[bool] = ...) -> None: ...
+    restore: bool
+    term: int
+    save: bool
+    def __init__(self, generation: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., rank: _Optional[int] = ..., source: _Optional[int] = ..., rendezvous: _Optional[str] = ..., stop: _Optional[bool] = ..., restore: _Optional[bool] = ..., term: _Optional[int] = ..., save: _Optional[bool] = ...) -> None: ...
 
 class StepReport(_message.Message):
-    __slots__ = ("version", "elements", "loss_sum", "steps", "metrics")
+    __slots__ = ("version", "elements", "loss_sum", "steps", "metrics", "time", "total_elements", "epoch_elements")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -214,12 +233,18 @@ class StepReport(_message.Message):
     LOSS_SUM_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_ELEMENTS_FIELD_NUMBER: _ClassVar[int]
     version: int
     elements: int
     loss_sum: float
     steps: int
     metrics: _containers.MessageMap[str, Value]
-    def __init__(self, version: _Optional[int] = ..., elements: _Optional[int] = ..., loss_sum: _Optional[float] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, Value]] = ...) -> None: ...
+    time: float
+    total_elements: int
+    epoch_elements: int
+    def __init__(self, version: _Optional[int] = ..., elements: _Optional[int] = ..., loss_sum: _Optional[float] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Mapping[str, Value]] = ..., time: _Optional[float] = ..., total_elements: _Optional[int] = ..., epoch_elements: _Optional[int] = ...) -> None: ...
 
 class Value(_message.Message):
     __slots__ = ("numbers",)
@@ -244,8 +269,30 @@ class EvaluationReport(_message.Message):
     metrics: _containers.MessageMap[str, Value]
     def __init__(self, version: _Optional[int] = ..., elements: _Optional[int] = ..., metrics: _Optional[_Mapping[str, Value]] = ...) -> None: ...
 
+class Pace(_message.Message):
+    __slots__ = ("seconds", "elements", "steps")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    elements: int
+    steps: int
+    def __init__(self, seconds: _Optional[float] = ..., elements: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class CheckpointReport(_message.Message):
+    __slots__ = ("version", "seconds", "bytes", "problem")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    seconds: float
+    bytes: int
+    problem: str
+    def __init__(self, version: _Optional[int] = ..., seconds: _Optional[float] = ..., bytes: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
+
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("worker", "generation", "phase", "progress", "steps", "evaluations", "learning_rate", "notices")
+    __slots__ = ("worker", "generation", "phase", "progress", "steps", "evaluations", "learning_rate", "notices", "term", "rank", "streams", "pace", "checkpoint", "pid")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -254,6 +301,12 @@ class HeartbeatRequest(_message.Message):
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     NOTICES_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
     worker: str
     generation: int
     phase: str
@@ -262,15 +315,47 @@ class HeartbeatRequest(_message.Message):
     evaluations: _containers.RepeatedCompositeFieldContainer[EvaluationReport]
     learning_rate: float
     notices: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, worker: _Optional[str] = ..., generation: _Optional[int] = ..., phase: _Optional[str] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepReport, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[EvaluationReport, _Mapping]]] = ..., learning_rate: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
+    term: int
+    rank: int
+    streams: _containers.RepeatedScalarFieldContainer[int]
+    pace: Pace
+    checkpoint: CheckpointReport
+    pid: int
+    def __init__(self, worker: _Optional[str] = ..., generation: _Optional[int] = ..., phase: _Optional[str] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepReport, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[EvaluationReport, _Mapping]]] = ..., learning_rate: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ..., term: _Optional[int] = ..., rank: _Optional[int] = ..., streams: _Optional[_Iterable[int]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointReport, _Mapping]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("regroup", "stop")
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class OrdersRequest(_message.Message):
+    __slots__ = ("worker",)
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    def __init__(self, worker: _Optional[str] = ...) -> None: ...
+
+class Orders(_message.Message):
+    __slots__ = ("regroup", "stop", "given_up", "term")
     REGROUP_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
     regroup: bool
     stop: bool
-    def __init__(self, regroup: _Optional[bool] = ..., stop: _Optional[bool] = ...) -> None: ...
+    given_up: int
+    term: int
+    def __init__(self, regroup: _Optional[bool] = ..., stop: _Optional[bool] = ..., given_up: _Optional[int] = ..., term: _Optional[int] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("worker", "reason")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    reason: str
+    def __init__(self, worker: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class LeaveReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class LeaseRequest(_message.Message):
     __slots__ = ("worker", "done")
@@ -299,7 +384,7 @@ class LeaseReply(_message.Message):
     def __init__(self, slices: _Optional[_Iterable[int]] = ..., finished: _Optional[bool] = ..., wait: _Optional[bool] = ...) -> None: ...
 
 class FinishRequest(_message.Message):
-    __slots__ = ("worker", "generation", "version", "directory", "metrics")
+    __slots__ = ("worker", "generation", "version", "directory", "metrics", "term")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -312,12 +397,14 @@ class FinishRequest(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
     worker: str
     generation: int
     version: int
     directory: str
     metrics: _containers.MessageMap[str, Value]
-    def __init__(self, worker: _Optional[str] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., directory: _Optional[str] = ..., metrics: _Optional[_Mapping[str, Value]] = ...) -> None: ...
+    term: int
+    def __init__(self, worker: _Optional[str] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., directory: _Optional[str] = ..., metrics: _Optional[_Mapping[str, Value]] = ..., term: _Optional[int] = ...) -> None: ...
 
 class FinishReply(_message.Message):
     __slots__ = ("accepted", "reason")
@@ -328,20 +415,40 @@ class FinishReply(_message.Message):
     def __init__(self, accepted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class FailRequest(_message.Message):
-    __slots__ = ("worker", "kind", "message", "trace")
+    __slots__ = ("worker", "kind", "message", "trace", "slices", "phase", "attempt")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     worker: str
     kind: str
     message: str
     trace: str
-    def __init__(self, worker: _Optional[str] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., trace: _Optional[str] = ...) -> None: ...
+    slices: _containers.RepeatedScalarFieldContainer[str]
+    phase: str
+    attempt: int
+    def __init__(self, worker: _Optional[str] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., trace: _Optional[str] = ..., slices: _Optional[_Iterable[str]] = ..., phase: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class FailReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("again",)
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
+    again: bool
+    def __init__(self, again: _Optional[bool] = ...) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("num_workers",)
+    NUM_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    num_workers: int
+    def __init__(self, num_workers: _Optional[int] = ...) -> None: ...
+
+class ScaleReply(_message.Message):
+    __slots__ = ("problem",)
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    problem: str
+    def __init__(self, problem: _Optional[str] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
@@ -360,7 +467,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., phase: _Optional[str] = ..., rank: _Optional[int] = ..., streams: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("job_name", "kind", "phase", "reason", "generation", "version", "epoch", "epochs", "epoch_fraction", "records", "records_total", "records_per_s", "loss", "metrics", "eval_metrics", "workers", "seconds_left", "failure_kind", "failure_message", "failure_trace", "notices", "output", "eval_version")
+    __slots__ = ("job_name", "kind", "phase", "reason", "generation", "version", "epoch", "epochs", "epoch_fraction", "records", "records_total", "records_per_s", "loss", "metrics", "eval_metrics", "workers", "seconds_left", "failure_kind", "failure_message", "failure_trace", "notices", "output", "eval_version", "num_workers", "min_workers", "checkpoint_version", "checkpoint_problem", "term")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -398,6 +505,11 @@ class JobStatus(_message.Message):
     NOTICES_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     EVAL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUM_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    MIN_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
     job_name: str
     kind: str
     phase: str
@@ -421,7 +533,12 @@ class JobStatus(_message.Message):
     notices: _containers.RepeatedScalarFieldContainer[str]
     output: str
     eval_version: int
-    def __init__(self, job_name: _Optional[str] = ..., kind: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., epoch_fraction: _Optional[float] = ..., records: _Optional[int] = ..., records_total: _Optional[int] = ..., records_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., metrics: _Optional[_Mapping[str, Value]] = ..., eval_metrics: _Optional[_Mapping[str, Value]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., seconds_left: _Optional[float] = ..., failure_kind: _Optional[str] = ..., failure_message: _Optional[str] = ..., failure_trace: _Optional[str] = ..., notices: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ..., eval_version: _Optional[int] = ...) -> None: ...
+    num_workers: int
+    min_workers: int
+    checkpoint_version: int
+    checkpoint_problem: str
+    term: int
+    def __init__(self, job_name: _Optional[str] = ..., kind: _Optional[str] = ..., phase: _Optional[str] = ..., reason: _Optional[str] = ..., generation: _Optional[int] = ..., version: _Optional[int] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., epoch_fraction: _Optional[float] = ..., records: _Optional[int] = ..., records_total: _Optional[int] = ..., records_per_s: _Optional[float] = ..., loss: _Optional[float] = ..., metrics: _Optional[_Mapping[str, Value]] = ..., eval_metrics: _Optional[_Mapping[str, Value]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., seconds_left: _Optional[float] = ..., failure_kind: _Optional[str] = ..., failure_message: _Optional[str] = ..., failure_trace: _Optional[str] = ..., notices: _Optional[_Iterable[str]] = ..., output: _Optional[str] = ..., eval_version: _Optional[int] = ..., num_workers: _Optional[int] = ..., min_workers: _Optional[int] = ..., checkpoint_version: _Optional[int] = ..., checkpoint_problem: _Optional[str] = ..., term: _Optional[int] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ("reason",)

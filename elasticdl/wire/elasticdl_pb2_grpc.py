@@ -49,6 +49,16 @@ class MasterStub:
                 request_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.HeartbeatRequest.SerializeToString,
                 response_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.HeartbeatReply.FromString,
                 _registered_method=True)
+        self.Follow = channel.unary_stream(
+                '/elasticdl.Master/Follow',
+                request_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.OrdersRequest.SerializeToString,
+                response_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.Orders.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/elasticdl.Master/Leave',
+                request_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.LeaveReply.FromString,
+                _registered_method=True)
         self.Lease = channel.unary_unary(
                 '/elasticdl.Master/Lease',
                 request_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.LeaseRequest.SerializeToString,
@@ -74,6 +84,11 @@ class MasterStub:
                 request_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.StopRequest.SerializeToString,
                 response_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.StopReply.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/elasticdl.Master/Scale',
+                request_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.ScaleReply.FromString,
+                _registered_method=True)
 
 
 class MasterServicer:
@@ -92,6 +107,18 @@ class MasterServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Heartbeat(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Follow(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +154,12 @@ class MasterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MasterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -144,6 +177,16 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.Heartbeat,
                     request_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.HeartbeatRequest.FromString,
                     response_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.HeartbeatReply.SerializeToString,
+            ),
+            'Follow': grpc.unary_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.OrdersRequest.FromString,
+                    response_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.Orders.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.LeaveRequest.FromString,
+                    response_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.LeaveReply.SerializeToString,
             ),
             'Lease': grpc.unary_unary_rpc_method_handler(
                     servicer.Lease,
@@ -169,6 +212,11 @@ def add_MasterServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.StopRequest.FromString,
                     response_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.StopReply.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=elasticdl_dot_wire_dot_elasticdl__pb2.ScaleRequest.FromString,
+                    response_serializer=elasticdl_dot_wire_dot_elasticdl__pb2.ScaleReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -252,6 +300,60 @@ class Master:
             '/elasticdl.Master/Heartbeat',
             elasticdl_dot_wire_dot_elasticdl__pb2.HeartbeatRequest.SerializeToString,
             elasticdl_dot_wire_dot_elasticdl__pb2.HeartbeatReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Follow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/elasticdl.Master/Follow',
+            elasticdl_dot_wire_dot_elasticdl__pb2.OrdersRequest.SerializeToString,
+            elasticdl_dot_wire_dot_elasticdl__pb2.Orders.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/elasticdl.Master/Leave',
+            elasticdl_dot_wire_dot_elasticdl__pb2.LeaveRequest.SerializeToString,
+            elasticdl_dot_wire_dot_elasticdl__pb2.LeaveReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -387,6 +489,33 @@ class Master:
             '/elasticdl.Master/Stop',
             elasticdl_dot_wire_dot_elasticdl__pb2.StopRequest.SerializeToString,
             elasticdl_dot_wire_dot_elasticdl__pb2.StopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/elasticdl.Master/Scale',
+            elasticdl_dot_wire_dot_elasticdl__pb2.ScaleRequest.SerializeToString,
+            elasticdl_dot_wire_dot_elasticdl__pb2.ScaleReply.FromString,
             options,
             channel_credentials,
             insecure,
