@@ -4,14 +4,69 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
+
+import psutil
+
+# A child, or one that is adopted.
+_Process: TypeAlias = subprocess.Popen[bytes] | psutil.Process
+
+# What a program gets by its own fault; other signals come from outside.
+_FAULTS = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
+_ASK_S = 0.05
+_NOT_FOUND = 127  # what a shell says of a command that it cannot run
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ended: in words, and its return code (negative: a signal; None: unknown)."""
+
+    text: str
+    code: int | None
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it was its own fault, as far as can be seen."""
+        if self.code is None or self.code >= 0:
+            return bool(self.code)
+        return -self.code in _FAULTS
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def observed(locator: str) -> dict[str, psutil.Process]:
+    """The job's workers that run on this machine, by name, whoever has started them.
+
+    A worker is known by its arguments, `... elasticdl.worker LOCATOR NAME`; what it has forked
+    has the same ones, but leads no process group.
+    """
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            match process.cmdline():
+                case [_, *_, "elasticdl.worker", where, name] if where == locator:
+                    leads = os.getpgid(process.pid) == process.pid
+                    if leads and process.status() != psutil.STATUS_ZOMBIE:
+                        found[name] = process
+    return found
 
 
 class Processes:
@@ -32,7 +87,7 @@ class Processes:
         command: Callable[[str], Sequence[str]],
         environment: Mapping[str, str],
         logs: Path,
-        on_exit: Callable[[str, str], None],
+        on_exit: Callable[[str, Ending], None],
         stop_s: float = 10.0,
     ) -> None:
         self._command = command
@@ -40,73 +95,205 @@ class Processes:
         self._logs = logs
         self._on_exit = on_exit
         self._stop_s = stop_s
-        self._running: dict[str, int] = {}
+        self._delayed: dict[str, asyncio.TimerHandle] = {}
+        self._running: dict[str, _Running] = {}
         self._stopped = False
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
 
-    def start(self, worker: str) -> None:
+    def start(self, worker: str, delay_s: float = 0.0) -> None:
         """Starts the worker; that it could not be started is reported like its end."""
-        if not self._stopped:
-            self._watch(self._run(worker))
+        if self._stopped:
+            return
+        if delay_s > 0:
+            loop = asyncio.get_running_loop()
+            self._delayed[worker] = loop.call_later(delay_s, self._start, worker)
+        else:
+            self._start(worker)
+
+    def adopt(self, observed: Mapping[str, psutil.Process]) -> None:
+        """Takes over workers that an earlier master has started: they are the same from now on,
+        but for what is known of their ends.
+        """
+        for worker, process in observed.items():
+            if worker not in self._running:
+                self._watch(worker, process)
 
     def kill(self, worker: str) -> None:
         """Ends the worker at once, whatever it does."""
-        if worker in self._running:
-            _signal(self._running[worker], signal.SIGKILL)
+        self._send(worker, signal.SIGKILL, _signal_all)
+
+    def terminate(self, worker: str) -> None:
+        """Asks the worker to leave; what it has started may still be of use to it."""
+        self._send(worker, signal.SIGTERM, _signal)
 
     async def stop(self) -> None:
         """Returns when no worker runs any more: SIGTERM first, SIGKILL after `stop_s` seconds.
 
         None is started from now on.
         """
-        self._stopped = True
+        self._start_no_more()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for process in self._running.values():
-                _signal(process, number)
-            if self._watchers:
-                await asyncio.wait(self._watchers, timeout=self._stop_s)
+            for running in self._running.values():
+                _signal_all(running.process, number)
+            await self.exited(self._stop_s)
+
+    def release(self) -> None:
+        """Leaves the workers to a later master: they live on, and their ends are not reported.
+
+        None is started from now on.
+        """
+        self._start_no_more()
+        for running in self._running.values():
+            running.unwatch()
+            if isinstance(running.process, subprocess.Popen):
+                running.process.returncode = 0  # or Popen would complain that it still runs
+        self._running.clear()
+        self._empty.set()
 
     async def exited(self, timeout_s: float) -> None:
         """Returns when all workers have ended by themselves, or after `timeout_s`."""
-        if self._watchers:
-            await asyncio.wait(self._watchers, timeout=timeout_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
 
     def log(self, worker: str) -> Path:
         return self._logs / f"{worker}.log"
 
-    def _watch(self, run: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(run)
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
-
-    async def _run(self, worker: str) -> None:
+    def _start(self, worker: str) -> None:
+        self._delayed.pop(worker, None)
         try:
             with self.log(worker).open("ab") as log:
-                process = await asyncio.create_subprocess_exec(
-                    *self._command(worker),
-                    stdin=asyncio.subprocess.DEVNULL,
+                # Returns when the process has its session and runs the command.
+                process = subprocess.Popen(
+                    self._command(worker),
+                    stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     env=self._environment,
                     start_new_session=True,
                 )
         except OSError as error:
-            self._on_exit(worker, f"could not be started: {error}")
-            return
-        self._running[worker] = process.pid
-        if self._stopped:  # while it was being started
-            _signal(process.pid, signal.SIGKILL)
-        code = await process.wait()
-        del self._running[worker]
-        _signal(process.pid, signal.SIGKILL)
-        self._on_exit(worker, ending(code))
+            self._report(worker, Ending(f"could not be started: {error}", _NOT_FOUND))
+        else:
+            self._watch(worker, process)
+
+    def _start_no_more(self) -> None:
+        self._stopped = True
+        for delayed in self._delayed.values():
+            delayed.cancel()
+        self._delayed.clear()
+
+    def _send(
+        self,
+        worker: str,
+        number: signal.Signals,
+        send: Callable[[_Process, signal.Signals], None],
+    ) -> None:
+        if worker in self._delayed:
+            self._delayed.pop(worker).cancel()
+            self._report(worker, Ending("not started yet", None))
+        elif worker in self._running:
+            send(self._running[worker].process, number)
+
+    def _watch(self, worker: str, process: _Process) -> None:
+        self._running[worker] = _Running(process, _watch(process, lambda: self._ended(worker)))
+        self._empty.clear()
+
+    def _ended(self, worker: str) -> None:
+        process = self._running.pop(worker).process
+        if not self._running:
+            self._empty.set()
+        # As long as a child's end is not taken note of, its number is nobody else's.
+        _signal_all(process, signal.SIGKILL)
+        if isinstance(process, subprocess.Popen):
+            code = process.wait()
+            self._on_exit(worker, Ending(ending(code), code))
+        else:
+            text = "exit status unknown: an earlier master had started it"
+            self._on_exit(worker, Ending(text, None))
+
+    def _report(self, worker: str, how: Ending) -> None:
+        # Later: whoever starts or kills a worker is in the middle of something.
+        asyncio.get_running_loop().call_soon(self._on_exit, worker, how)
 
 
-def _signal(leader: int, number: signal.Signals) -> None:
+@dataclass(frozen=True)
+class _Running:
+    """A process, and what ends the watch over it."""
+
+    process: _Process
+    unwatch: Callable[[], object]
+
+
+def _watch(process: _Process, ended: Callable[[], None]) -> Callable[[], object]:
+    """Calls `ended` in the event loop when the process has ended; returns what prevents that."""
+    loop = asyncio.get_running_loop()
+    try:
+        end = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return loop.call_soon(ended).cancel
+    except (AttributeError, OSError):
+        return _watch_by_asking(process, ended)
+    if _is_another(process):
+        os.close(end)
+        return loop.call_soon(ended).cancel
+
+    def unwatch() -> None:
+        loop.remove_reader(end)
+        os.close(end)
+
+    def readable() -> None:
+        unwatch()
+        ended()
+
+    loop.add_reader(end, readable)
+    return unwatch
+
+
+def _watch_by_asking(process: _Process, ended: Callable[[], None]) -> Callable[[], object]:
+    """The same on systems that do not tell."""
+
+    async def ask() -> None:
+        while _lives(process):
+            await asyncio.sleep(_ASK_S)
+        ended()
+
+    return asyncio.get_running_loop().create_task(ask()).cancel
+
+
+def _lives(process: _Process) -> bool:
+    if isinstance(process, subprocess.Popen):
+        return process.poll() is None
+    try:
+        # An orphan's end may not be taken note of by anybody for long.
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_another(process: _Process) -> bool:
+    """Whether the number of an adopted process that has ended was given to another one."""
+    if isinstance(process, subprocess.Popen):
+        return False
+    return psutil.pid_exists(process.pid) and not process.is_running()
+
+
+def _signal(process: _Process, number: signal.Signals) -> None:
+    """Sends a signal to the process."""
+    _deliver(os.kill, process, number)
+
+
+def _signal_all(process: _Process, number: signal.Signals) -> None:
     """Sends a signal to the process and to all that it has started and that are still there."""
+    _deliver(os.killpg, process, number)
+
+
+def _deliver(send: Callable[[int, int], None], process: _Process, number: signal.Signals) -> None:
     # macOS refuses where only the dead are left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, number)
+        if not _is_another(process):
+            send(process.pid, number)
 
 
 def ending(code: int) -> str:
