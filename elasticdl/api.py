@@ -1,11 +1,13 @@
 """One JobConfig → one Job."""
 
+import atexit
 import contextlib
+import dataclasses
+import difflib
 import importlib.util
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from elasticdl import config as configs
-from elasticdl.cluster import local
+from elasticdl.cluster import local, registry
 from elasticdl.errors import Cancelled, UserCodeError, UserError
+from elasticdl.master import definition
 from elasticdl.model import artifact, zoo
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages, rpc
@@ -26,6 +31,10 @@ from elasticdl.wire import messages, rpc
 _POLL_S = 0.05
 _HEAR_S = 1.0  # without an answer, whether the master still runs is looked up
 _END_S = 60.0
+_LIST_S = 2.0
+_MOST_DEATHS = 5  # of masters, within that time
+_DEATHS_WITHIN_S = 60.0
+_MOST_SAID = 10_000
 
 _INSTEAD = {
     "output": "write to a local directory and copy it",
@@ -78,6 +87,11 @@ class Status:
     failure_trace: str
     notices: tuple[str, ...]
     output: str
+    num_workers: int
+    min_workers: int
+    checkpoint_version: int
+    checkpoint_problem: str
+    term: int
 
     @property
     def over(self) -> bool:
@@ -144,7 +158,7 @@ def run_in_process(
     worker = importlib.import_module("elasticdl.worker.__main__")
     try:
         with _quiet_tensorflow():
-            worker.work(job.address, "worker-0", in_process=True)
+            worker.work(job.where, "worker-0", in_process=True)
     except BaseException:
         job.cancel()
         raise
@@ -166,21 +180,29 @@ def describe(config: configs.JobConfig) -> str:
 
 
 class Job:
-    """A job that was started. It ends with the process that started it, at the latest."""
+    """A job that was started here, or that runs on this machine and was found by its name.
 
-    def __init__(
-        self, config: configs.JobConfig, master: "subprocess.Popen[bytes]", address: str, log: Any
-    ) -> None:
+    One that was started here is looked after as long as this process lives: a master that dies is
+    replaced. It is cancelled when this process ends in good order before it; if this process
+    is killed, the job's workers go on for `orphan_s`, and the same command takes them over.
+    """
+
+    def __init__(self, config: configs.JobConfig, where: str, keeper: "_Keeper | None") -> None:
         self.config = config
-        self.address = address
-        self._master = master
-        self._log = log
-        self._client = rpc.Client(address)
+        self.where = where
+        self._keeper = keeper
+        self._client = rpc.Client(where)
         self._last: Status | None = None
         self._lock = threading.Lock()
+        if keeper is not None:
+            atexit.register(self._at_exit)
 
     def status(self) -> Status:
-        """How the job stands now."""
+        """How the job stands now.
+
+        Raises:
+            UserError: it was found by its name, and has no master.
+        """
         with self._lock:
             if self._last is not None and self._last.over:
                 return self._last
@@ -188,9 +210,14 @@ class Job:
             while message is None:
                 try:
                     message = self._client.call("Status", pb.StatusRequest(), deadline_s=_HEAR_S)
-                except rpc.Unreachable:
-                    if self._master.poll() is not None:
-                        self._last = self._without_master()
+                except rpc.Unreachable as error:
+                    if self._keeper is None:
+                        raise UserError(
+                            f"job_name: expected a master of job {self.config.job_name}; there is "
+                            "none now. It may have ended; see `elasticdl job list`."
+                        ) from error
+                    if self._keeper.problem is not None:
+                        self._last = self._without_master(self._keeper.problem)
                         return self._last
             status = _status(message)
             if status.over:
@@ -237,49 +264,250 @@ class Job:
         return status.eval_metrics or {"loss": status.loss, **status.metrics}
 
     def cancel(self) -> None:
-        """Stops the job; returns when none of its processes runs any more."""
+        """Stops the job, which leaves a checkpoint where it writes any; returns when none of its
+        processes runs any more. Called once more meanwhile, it does not wait for the checkpoint.
+        """
         with contextlib.suppress(rpc.Unreachable):
             if not self.status().over:
                 self._client.call("Stop", pb.StopRequest(reason="Stopped on request."))
         while not self.status().over:
             time.sleep(_POLL_S)
 
+    def scale(self, num_workers: int) -> None:
+        """Another number of workers from now on.
+
+        Raises:
+            UserError: there cannot be so many, or the job is over.
+        """
+        try:
+            reply = self._client.call("Scale", pb.ScaleRequest(num_workers=num_workers))
+        except rpc.Unreachable as error:
+            raise UserError(
+                f"job_name: expected a master of job {self.config.job_name}; there is none now."
+            ) from error
+        if reply.problem:
+            raise UserError(f"num_workers: {reply.problem}.")
+
+    def _at_exit(self) -> None:
+        if self._last is None or not self._last.over:
+            self.cancel()
+
     def _close(self) -> None:
         """Lets the master go, and waits until it has."""
-        assert self._master.stdin is not None
-        assert self._master.stdout is not None
         self._client.close()
-        with contextlib.suppress(BrokenPipeError):
-            self._master.stdin.close()
-        try:
-            self._master.wait(timeout=_END_S)
-        except subprocess.TimeoutExpired:
-            self._master.kill()
-            self._master.wait()
-        self._master.stdout.close()
-        self._log.close()
+        if self._keeper is not None:
+            self._keeper.close()
+            atexit.unregister(self._at_exit)
 
-    def _without_master(self) -> Status:
-        """The end of a job whose master is gone."""
-        code = self._master.wait()
-        self._log.seek(0)
-        trace = self._log.read().decode(errors="replace")
+    def _without_master(self, problem: str) -> Status:
+        """The end of a job for which there can be no master."""
+        assert self._keeper is not None
         blank = _status(pb.JobStatus(phase="failed", failure_kind="bug"))
-        message = f"the master ended ({local.ending(code)}) before the job did"
-        if code == -signal.SIGKILL:
-            message += "; if nobody killed it, the machine is out of memory"
+        trace = self._keeper.said()
         self._close()
         return Status(
             **{
                 **vars(blank),
-                "reason": message,
-                "failure_message": message,
+                "reason": problem,
+                "failure_message": problem,
                 "failure_trace": trace,
                 "job_name": self.config.job_name,
                 "kind": self.config.kind,
                 "output": self.config.output,
             }
         )
+
+
+class _Keeper:
+    """Keeps a job's master alive: one that dies is replaced, within a second.
+
+    Attributes:
+        problem: why there is no master any more; None: there is one, or there will be.
+    """
+
+    def __init__(self, config: configs.JobConfig, *, start_workers: bool) -> None:
+        self.config = config
+        self.problem: str | None = None
+        self._start_workers = start_workers
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the job
+        self._closing = False
+        self._lock = threading.Lock()
+        self._deaths: list[float] = []
+        self._master, said = self._started(again="")
+        if "error" in said:
+            self._master.wait()
+            self._log.close()
+            raise UserError(said["error"])
+        if "address" not in said:
+            self._master.wait()
+            trace = self.said()
+            self._log.close()
+            raise RuntimeError(f"the master could not start:\n{trace}")
+        self.config = dataclasses.replace(config, job_name=said["job_name"])
+        self.work = said["work"]
+        self.locator = str(Path(self.work) / "master.json")
+        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._thread.start()
+
+    def said(self) -> str:
+        """The end of what the masters have printed."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")[-_MOST_SAID:]
+
+    def close(self) -> None:
+        """Lets the master go, and waits until it has."""
+        with self._lock:
+            self._closing = True
+            master = self._master
+        assert master.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            master.stdin.close()
+        try:
+            master.wait(timeout=_END_S)
+        except subprocess.TimeoutExpired:
+            master.kill()
+            master.wait()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._log.close()
+
+    def _started(self, *, again: str) -> "tuple[subprocess.Popen[bytes], dict[str, str]]":
+        here = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(each for each in (here, os.environ.get("PYTHONPATH", "")) if each)
+        master = subprocess.Popen(
+            # -P: files in the current directory do not take the place of modules.
+            [sys.executable, "-P", "-m", "elasticdl.master"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, "PYTHONPATH": path},
+            # Ctrl-C is for the command, which stops the job in good order.
+            start_new_session=True,
+        )
+        assert master.stdin is not None
+        assert master.stdout is not None
+        try:
+            order = {
+                "config": self.config.to_json(),
+                "start_workers": self._start_workers,
+                "again": again,
+            }
+            with contextlib.suppress(BrokenPipeError):
+                master.stdin.write(json.dumps(order).encode() + b"\n")
+                master.stdin.flush()
+            answer = master.stdout.readline()
+        except BaseException:
+            master.kill()
+            master.wait()
+            raise
+        finally:
+            master.stdout.close()
+        return master, json.loads(answer) if answer else {}
+
+    def _keep(self) -> None:
+        while True:
+            code = self._master.wait()
+            with self._lock:
+                if self._closing:
+                    return
+                problem = self._again(code)
+                if problem:
+                    self._end_workers()
+                    self.problem = problem
+                    return
+
+    def _again(self, code: int) -> str:
+        """Starts the next master; why there is none, or nothing."""
+        now = time.monotonic()
+        self._deaths = [at for at in self._deaths if now - at < _DEATHS_WITHIN_S] + [now]
+        if len(self._deaths) > _MOST_DEATHS:
+            return (
+                f"the master ended {len(self._deaths)} times within {_DEATHS_WITHIN_S:.0f} s "
+                f"(last: {local.ending(code)})"
+            )
+        if self._master.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._master.stdin.close()
+        self._master, said = self._started(again=self.work)
+        if "error" in said:
+            return f"no master could take the place of the one that ended: {said['error']}"
+        return ""
+
+    def _end_workers(self) -> None:
+        for process in local.observed(self.locator).values():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A job on this machine: `phase` is its status's, or orphaned where it has no master."""
+
+    job_name: str
+    kind: str
+    output: str
+    phase: str
+    workers: int
+    status: Status | None
+
+
+def jobs() -> list[Listed]:
+    """The jobs of this user that run on this machine now."""
+    found = []
+    for entry in registry.entries(os.environ):
+        try:
+            message = rpc.Client(entry.locator).call(
+                "Status", pb.StatusRequest(), deadline_s=_LIST_S
+            )
+            status = _status(message)
+            if status.job_name != entry.job_name:
+                # A later job has the output of one that was killed.
+                registry.remove(entry.job_name, entry.locator, os.environ)
+                continue
+            workers = len(status.workers)
+            found.append(
+                Listed(entry.job_name, entry.kind, entry.output, status.phase, workers, status)
+            )
+        except rpc.Unreachable:
+            alive = local.observed(entry.locator)
+            if alive:
+                found.append(
+                    Listed(entry.job_name, entry.kind, entry.output, "orphaned", len(alive), None)
+                )
+            else:
+                registry.remove(entry.job_name, entry.locator, os.environ)
+    return found
+
+
+def attach(job_name: str) -> Job:
+    """The running job of this name; one that has lost its master and its command gets them back.
+
+    Raises:
+        UserError: there is none.
+    """
+    entry = registry.find(job_name, os.environ)
+    names = [each.job_name for each in registry.entries(os.environ)]
+    near = difflib.get_close_matches(job_name, names, n=1)
+    unknown = UserError(
+        f"job_name: expected the name of a job that runs on this machine; got {job_name!r}. "
+        + (f"Did you mean {near[0]}?" if near else "See `elasticdl job list`.")
+    )
+    if entry is None:
+        raise unknown
+    defined = definition.Definition.read(Path(entry.work))
+    if defined is None:
+        raise unknown
+    client = rpc.Client(entry.locator)
+    try:
+        client.call("Status", pb.StatusRequest(), deadline_s=_LIST_S)
+        return Job(defined.config, entry.locator, None)
+    except rpc.Unreachable:
+        if not local.observed(entry.locator):
+            raise unknown from None
+    finally:
+        client.close()
+    keeper = _Keeper(defined.config, start_workers=True)
+    return Job(keeper.config, keeper.locator, keeper)
 
 
 def _resolved(kind: str, settings: Mapping[str, Any]) -> configs.JobConfig:
@@ -314,41 +542,8 @@ def _check(config: configs.JobConfig) -> None:
 
 def _launch(config: configs.JobConfig, *, start_workers: bool) -> Job:
     _check(config)
-    log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the job
-    here = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(each for each in (here, os.environ.get("PYTHONPATH", "")) if each)
-    master = subprocess.Popen(
-        # -P: files in the current directory do not take the place of modules.
-        [sys.executable, "-P", "-m", "elasticdl.master"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env={**os.environ, "PYTHONPATH": path},
-        # Ctrl-C is for the command, which stops the job in good order.
-        start_new_session=True,
-    )
-    assert master.stdin is not None
-    assert master.stdout is not None
-    try:
-        order = {"config": config.to_json(), "start_workers": start_workers}
-        master.stdin.write(json.dumps(order).encode() + b"\n")
-        master.stdin.flush()
-        answer = master.stdout.readline()
-    except BaseException:
-        master.kill()
-        master.wait()
-        raise
-    said = json.loads(answer) if answer else {}
-    if "address" in said:
-        return Job(config, master, said["address"], log)
-    master.stdin.close()
-    master.stdout.close()
-    master.wait()
-    with log:
-        if "error" in said:
-            raise UserError(said["error"])
-        log.seek(0)
-        raise RuntimeError("the master could not start:\n" + log.read().decode(errors="replace"))
+    keeper = _Keeper(config, start_workers=start_workers)
+    return Job(keeper.config, keeper.locator, keeper)
 
 
 def _status(message: pb.JobStatus) -> Status:

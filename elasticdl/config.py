@@ -469,6 +469,14 @@ def user_directory(environ: Mapping[str, str]) -> str:
     return os.path.join(base, "elasticdl")
 
 
+def state_directory(environ: Mapping[str, str]) -> str:
+    """Where elasticdl notes what runs on this machine, by the XDG base directories."""
+    base = environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.join(_home(environ), ".local", "state")
+    return os.path.join(base, "elasticdl")
+
+
 def generated_name(kind: str, origins: Mapping[str, Origin], suffix: str) -> str:
     """A job name that says what the job is about: its model, and `suffix`."""
     if kind == "train":

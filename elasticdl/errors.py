@@ -20,11 +20,13 @@ class UserCodeError(UserError):
         message: one line: which part of the user's code failed, and how.
         trace: the user's own frames of the traceback, ours left out, as Python prints them;
             empty if there are none.
+        slices: the slices of data that it was given, in words, as far as they are known.
     """
 
-    def __init__(self, message: str, trace: str = "") -> None:
+    def __init__(self, message: str, trace: str = "", slices: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.trace = trace
+        self.slices = slices
 
 
 class CorruptData(UserError):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # Rich is loaded only by what draws: it is a good part of the
 Metrics = Mapping[str, float | Sequence[float]]
 
 ACTIVE = ("starting", "running")
+AT_WORK = ("member", "evaluating", "exporting", "predicting")
 PLAIN_EVERY_S = 10.0
 JSON_EVERY_S = 1.0
 LIVE_EVERY_S = 0.1
@@ -29,6 +30,10 @@ class Worker(Protocol):
     def worker(self) -> str: ...
     @property
     def phase(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def streams(self) -> Sequence[int]: ...
 
 
 class Status(Protocol):
@@ -68,6 +73,14 @@ class Status(Protocol):
     def notices(self) -> Sequence[str]: ...
     @property
     def output(self) -> str: ...
+    @property
+    def num_workers(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def checkpoint_version(self) -> int: ...
+    @property
+    def checkpoint_problem(self) -> str: ...
 
 
 class View(Protocol):
@@ -197,12 +210,63 @@ def facts(config: JobConfig, status: Status) -> list[str]:
     shown += named(status.metrics)
     if status.records_per_s > 0:
         shown.append(f"{status.records_per_s:,.0f} records/s")
-    at_work = [each for each in status.workers if each.phase not in ("starting", "warm")]
-    if len(at_work) == len(status.workers):
-        shown.append(count(len(status.workers), "worker"))
+    at_work = [each for each in status.workers if each.phase in AT_WORK]
+    wanted = status.num_workers or len(status.workers)
+    if len(at_work) == wanted:
+        shown.append(count(wanted, "worker"))
     else:
-        shown.append(f"{len(at_work)} of {count(len(status.workers), 'worker')}")
+        shown.append(f"{len(at_work)} of {count(wanted, 'worker')}")
+    if status.checkpoint_problem:
+        shown.append("no checkpoint can be written")
     return shown
+
+
+def part_done(status: Status) -> float:
+    """How much of the job is done, 0 to 1, as far as the status says."""
+    return status.records / status.records_total if status.records_total else 0.0
+
+
+def status_lines(config: JobConfig, status: Status) -> list[str]:
+    """A job in full: where it stands, its workers, what was decided."""
+    lines = [f"Job {config.job_name}: {status.phase}. {status.reason}".rstrip()]
+    if status.phase in ACTIVE:
+        lines.append(progress_line(config, status))
+    if status.eval_metrics:
+        lines.append(evaluation_line(status))
+    if status.checkpoint_version:
+        lines.append(f"checkpoint: step {status.checkpoint_version:,}")
+    if status.checkpoint_problem:
+        lines.append(f"checkpoint: {status.checkpoint_problem}")
+    rows = [
+        (each.worker, each.phase, ",".join(map(str, each.streams)) if each.rank >= 0 else "")
+        for each in status.workers
+    ]
+    if rows:
+        lines += columns([("worker", "phase", "streams"), *rows])
+    lines += [f"note: {text}" for text in status.notices]
+    return [*lines, f"output: {status.output}"] if status.output else lines
+
+
+def full_status_fields(status: Status) -> dict[str, Any]:
+    """All that `status_lines` shows, as JSON can hold it."""
+    return {
+        **status_fields(status),
+        "generation": status.generation,
+        "num_workers": status.num_workers,
+        "checkpoint_version": status.checkpoint_version,
+        "checkpoint_problem": status.checkpoint_problem,
+        "notices": list(status.notices),
+        "output": status.output,
+        "workers": [
+            {
+                "worker": each.worker,
+                "phase": each.phase,
+                "rank": each.rank,
+                "streams": list(each.streams),
+            }
+            for each in status.workers
+        ],
+    }
 
 
 def left(status: Status) -> list[str]:
@@ -519,8 +583,13 @@ def write_error(err: Lines, message: str, trace: str) -> None:
 
 def settings_lines(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     """Setting, value and origin in aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return columns(rows)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of text, aligned."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
-        f"{name:<{widths[0]}}{GAP}{value:<{widths[1]}}{GAP}{origin}".rstrip()
-        for name, value, origin in rows
+        GAP.join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
     ]

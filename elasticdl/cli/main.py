@@ -17,7 +17,7 @@ import typer
 
 from elasticdl import config
 from elasticdl import version as versions
-from elasticdl.cli import data, display
+from elasticdl.cli import data, display, jobs
 from elasticdl.errors import Cancelled, UserCodeError, UserError
 
 POLL_S = 0.5
@@ -38,6 +38,8 @@ class Api(Protocol):
 
     def start(self, config: config.JobConfig) -> Job: ...
     def describe(self, config: config.JobConfig) -> str: ...
+    def jobs(self) -> list[Any]: ...
+    def attach(self, job_name: str) -> Any: ...
     def run_in_process(
         self, config: config.JobConfig, watch: Callable[[display.Status], None]
     ) -> Job: ...
@@ -169,7 +171,9 @@ def _signals() -> Iterator[None]:
 
     before = {
         number: signal.signal(number, stop)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # A terminal that is closed (SIGHUP) ends the command at once, but not its job: the workers
+        # go on for orphan_s, and the same command takes them over.
+        for number in (signal.SIGINT, signal.SIGTERM)
         # A parent that ignores a signal, such as nohup, means it for us too.
         if signal.getsignal(number) is not signal.SIG_IGN
     }
@@ -300,7 +304,8 @@ def _option(setting: config.Setting) -> inspect.Parameter:
     if setting.type is bool:
         flag = typer.Option(None, f"--{setting.name}/--no_{setting.name}", **shared)
         return _parameter(setting.name, bool | None, flag)
-    metavar = "PATH" if setting.path else {str: "TEXT", int: "INTEGER", float: "NUMBER"}[setting.type]
+    metavars = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
+    metavar = "PATH" if setting.path else metavars[setting.type]
     text = typer.Option(None, f"--{setting.name}", metavar=metavar, **shared)
     return _parameter(setting.name, str | None, text)
 
@@ -450,3 +455,4 @@ app.command("config", epilog=CONFIG_EXAMPLES, help="Show each setting and where 
     _config_command()
 )
 app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="job")

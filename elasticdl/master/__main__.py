@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
 
+from elasticdl.cluster import registry
 from elasticdl.config import JobConfig
-from elasticdl.core import job
 from elasticdl.errors import UserError
 from elasticdl.master import loop, service
 from elasticdl.wire import rpc
@@ -23,31 +24,45 @@ def _say(**message: str) -> None:
 
 async def _main() -> int:
     order = json.loads(sys.stdin.readline())
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format='{"time": "%(asctime)s", "level": "%(levelname)s", "text": "%(message)s"}',
+    )
     config = JobConfig.from_json(order["config"])
     try:
-        master = loop.Loop(config, start_workers=order["start_workers"])
+        master = loop.Loop(
+            config, start_workers=order["start_workers"], again=order.get("again", "")
+        )
     except UserError as error:
         _say(error=str(error))
         return 2
     server, master.address = await rpc.serve(service.Service(master))
+    locator = str(master.places.locator)
+    rpc.write_locator(locator, master.address, master.term)
+    name = master.config.job_name
+    registry.add(name, locator, master.config, os.environ)
     events = asyncio.get_running_loop()
+    # Whoever ends a master does not end the job: the next one takes over.
     for number in (signal.SIGTERM, signal.SIGINT):
-        events.add_signal_handler(
-            number, lambda: master.post(job.StopAsked("The master was told to stop."))
-        )
+        events.add_signal_handler(number, master.release)
 
     heard = asyncio.Event()
 
-    # Standard input stays open as long as the command that started the job lives.
+    # Standard input stays open as long as the command that started the job lives. Without it, the
+    # workers train on for orphan_s; the same command takes them over.
     def command_gone() -> None:
         if not os.read(sys.stdin.fileno(), 1):
             events.remove_reader(sys.stdin.fileno())
             heard.set()
-            master.post(job.StopAsked("The command that started the job is gone."))
+            master.release()
 
     events.add_reader(sys.stdin.fileno(), command_gone)
-    _say(address=master.address)
+    _say(address=master.address, job_name=name, work=str(master.places.work))
     await master.run()
+    if master.superseded:
+        return 0
+    registry.remove(name, locator, os.environ)
     # The command closes our standard input once it has seen how the job ended.
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(heard.wait(), _LINGER_S)

@@ -31,6 +31,7 @@ class History:
     directory: Path | None
     progress: Progress | None = None
     elements: int = 0
+    epoch_elements: int = 0
     version: int = 0
     loss: float = math.nan
     metrics: dict[str, messages.Metric] = field(default_factory=dict)
@@ -38,8 +39,51 @@ class History:
     evaluated_version: int = -1
     notices: list[str] = field(default_factory=list)
     _rates: deque[tuple[float, int]] = field(default_factory=deque)
-    _lines: TextIO | None = None
+    _files: dict[str, TextIO] = field(default_factory=dict)
     _curves: dict[str, eventfile.Writer] = field(default_factory=dict)
+
+    def go_on(self, *, notices: bool) -> None:
+        """Takes in what earlier masters of this job have written.
+
+        Args:
+            notices: whether those who watch know them already.
+
+        Raises:
+            OSError: it could not be read.
+        """
+        for line in self._read("metrics.jsonl"):
+            version = int(line.get("version", 0))
+            if line.get("kind") == "train":
+                self.version = max(self.version, version)
+            elif version > self.evaluated_version:
+                self.evaluated_version = version
+                about = ("kind", "version", "time", "elements")
+                self.evaluation = {
+                    name: math.nan if value is None else value
+                    for name, value in line.items()
+                    if name not in about
+                }
+        if notices:
+            said = [line["text"] for line in self._read("events.jsonl") if line["event"] == "note"]
+            self.notices = list(dict.fromkeys(said))
+
+    def note(self, text: str, **about: Any) -> None:
+        """Something that the user should read, once.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if text not in self.notices:
+            self.notices.append(text)
+            self.event("note", text=text, **about)
+
+    def event(self, event: str, **about: Any) -> None:
+        """A line of events.jsonl: what happened to the job, and when.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self._line("events.jsonl", {"event": event, "time": time.time(), **about})
 
     def heartbeat(self, request: pb.HeartbeatRequest, now: float) -> None:
         """Takes in what one worker reports; what was already reported counts once.
@@ -48,8 +92,7 @@ class History:
             OSError: it could not be written.
         """
         for notice in request.notices:
-            if notice not in self.notices:
-                self.notices.append(notice)
+            self.note(notice, worker=request.worker)
         for report in request.steps:
             if report.version > self.version:
                 self._step(report, request.learning_rate, now)
@@ -77,21 +120,24 @@ class History:
 
     def close(self) -> None:
         """Nothing more will come."""
-        for file in (self._lines, *self._curves.values()):
+        files: list[TextIO | eventfile.Writer] = [*self._files.values(), *self._curves.values()]
+        for file in files:
             # What a full disk did not take was told when it came.
             with contextlib.suppress(OSError):
-                if file is not None:
-                    file.close()
+                file.close()
 
     def _step(self, report: pb.StepReport, learning_rate: float, now: float) -> None:
         self.version = report.version
-        self.elements += report.elements
+        self.elements, self.epoch_elements = report.total_elements, report.epoch_elements
         self.loss = report.loss_sum / report.elements if report.elements else math.nan
         self.metrics = messages.metric_values(report.metrics)
+        if self._rates and self._rates[-1][1] > self.elements:
+            self._rates.clear()  # the job has gone back to a checkpoint
         self._rates.append((now, self.elements))
         self._write(
             "train",
             report.version,
+            report.time,
             {"loss": self.loss, **self.metrics},
             {"elements": report.elements, "steps": report.steps, "learning_rate": learning_rate},
         )
@@ -99,30 +145,49 @@ class History:
     def _evaluation(self, report: pb.EvaluationReport) -> None:
         self.evaluated_version = report.version
         self.evaluation = messages.metric_values(report.metrics)
-        self._write("eval", report.version, self.evaluation, {"elements": report.elements})
+        self._write(
+            "eval", report.version, time.time(), self.evaluation, {"elements": report.elements}
+        )
 
     def _write(
         self,
         kind: str,
         version: int,
+        at: float,
         metrics: Mapping[str, messages.Metric],
         about: Mapping[str, float],
     ) -> None:
         if self.directory is None:
             return
-        if self._lines is None:
-            self._lines = (self.directory / "metrics.jsonl").open("a", encoding="utf-8")
-        line: dict[str, Any] = {"kind": kind, "version": version, "time": time.time(), **about}
+        line: dict[str, Any] = {"kind": kind, "version": version, "time": at, **about}
         # A user's metric may have any name.
         line |= {f"metric_{name}" if name in line else name: v for name, v in metrics.items()}
-        self._lines.write(json.dumps(plain(line)) + "\n")
-        self._lines.flush()
+        self._line("metrics.jsonl", line)
         if kind not in self._curves:
             self._curves[kind] = eventfile.Writer(self.directory / "logs" / kind)
         scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
         if about.get("learning_rate"):
             scalars["learning_rate"] = about["learning_rate"]
         self._curves[kind].scalars(scalars, version)
+
+    def _line(self, name: str, line: Mapping[str, Any]) -> None:
+        if self.directory is None:
+            return
+        if name not in self._files:
+            self._files[name] = (self.directory / name).open("a", encoding="utf-8")
+        self._files[name].write(json.dumps(plain(dict(line))) + "\n")
+        self._files[name].flush()
+
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a file, which loses one that a master's death has cut off."""
+        if self.directory is None or not (self.directory / name).exists():
+            return []
+        path = self.directory / name
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            path.write_bytes(whole)
+        return [json.loads(line) for line in whole.splitlines() if line]
 
 
 def plain(value: Any) -> Any:

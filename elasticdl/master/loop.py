@@ -3,74 +3,44 @@
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import psutil
+
+from elasticdl import config as configs
 from elasticdl.cluster import local
 from elasticdl.config import JobConfig
-from elasticdl.core import job, streams
-from elasticdl.data import outputs, sources
+from elasticdl.core import failures, job, membership, pods
+from elasticdl.data import outputs
 from elasticdl.errors import ElasticDLError, UserError
 from elasticdl.master import history, places
 from elasticdl.model import artifact
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages
 
-_TICK_S = 1.0
+_TICK_S = 0.05
+_STANDBY_AFTER_S = 20.0
+_STANDBY_BYTES = 1 << 30  # that one worker may well need
 _END_S = 30.0  # for workers to end by themselves once the job is over
 _LAST_WORDS = 4096  # bytes of a log
 _MOST_OF_A_LINE = 300
 
 
+log = logging.getLogger(__name__)
+
+
 class Superseded(ElasticDLError):
-    """Nobody waits for this answer: the worker has asked again, or is gone."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """The files of one data set and their records."""
-
-    files: tuple[str, ...]
-    records: tuple[int, ...]
-    slice_records: int
-
-    @classmethod
-    def of(cls, name: str, patterns: str, config: JobConfig) -> "Data":
-        """Raises UserError: no such files, or no records in them."""
-        files = sources.files(patterns, name)
-        records = sources.record_counts(files)
-        sources.require_records(patterns, records, name)
-        total = sum(records)
-        if config.kind == "predict":
-            # A lease is also the unit of what is done again and of the parts.
-            size = config.slice_records or max(1, min(4096, -(-total // (4 * config.num_workers))))
-        else:
-            size = streams.slice_records(total, config.streams, config.slice_records)
-        return cls(files, records, size)
-
-    @property
-    def total(self) -> int:
-        return sum(self.records)
-
-    @property
-    def slices(self) -> int:
-        return sum(-(-count // self.slice_records) for count in self.records)
-
-    def message(self) -> pb.Dataset:
-        return pb.Dataset(
-            files=[
-                pb.File(path=path, records=count)
-                for path, count in zip(self.files, self.records, strict=True)
-            ],
-            slice_records=self.slice_records,
-        )
+    """Nobody waits for this answer: the worker has asked again, or is gone, or another master has
+    taken over.
+    """
 
 
 class Loop:
@@ -79,7 +49,8 @@ class Loop:
     Args:
         config: the job.
         start_workers: False: somebody else starts the workers, and sees that they live.
-        program: what a worker runs; this master's address and the worker's name are appended.
+        again: the work directory of this very job, whose last master has died.
+        program: what a worker runs; the locator's path and the worker's name are appended.
 
     Raises:
         UserError: the data or the output is not as it must be; nothing is left behind.
@@ -90,62 +61,107 @@ class Loop:
         config: JobConfig,
         *,
         start_workers: bool = True,
+        again: str = "",
         program: Sequence[str] = (sys.executable, "-P", "-m", "elasticdl.worker"),
     ) -> None:
-        self.config = config
-        self.data = Data.of("data", config.data, config)
-        self.eval_data = (
-            Data.of("eval_data", config.eval_data, config) if config.eval_data else None
-        )
-        self.places = places.Places.of(config)
-        self.history = history.History(self.places.work if config.kind == "train" else None)
+        self.places = places.Places.of(config, again=again)
+        found = self.places.definition
+        assert found is not None
+        self.config = found.config
+        self.data, self.eval_data, self.term = found.data, found.eval_data, found.term
+        training, predicting = self.config.kind == "train", self.config.kind == "predict"
+        self.history = history.History(self.places.work)
         self.over = asyncio.Event()
+        self.superseded = False
         self.address = ""
-        predicting = config.kind == "predict"
+        took_over = self.places.beginning is places.Beginning.TAKEOVER
+        if took_over or self.places.beginning is places.Beginning.RESUME:
+            with outputs.writing(self.config.output):
+                self.history.go_on(notices=took_over)
+        standby, standby_after_s = self._standby(start_workers)
         self.job = job.Job(
             job.Rules(
-                workers=config.num_workers if start_workers else 0,
-                expected=config.num_workers,
-                streams=0 if predicting else config.streams,
+                workers=self.config.num_workers,
+                starts=start_workers,
+                min_workers=self.config.min_workers,
+                standby=standby,
+                standby_after_s=standby_after_s,
+                streams=0 if predicting else self.config.streams,
                 slices=self.data.slices if predicting else 0,
+                done=self._parts_done() if predicting else (),
+                checkpoints=training and self._checkpoints,
                 # A debugger may hold up all threads of the process that it looks into.
-                grace_s=job.Rules.grace_s if start_workers else math.inf,
+                grace_s=self.config.grace_s if start_workers else math.inf,
+                max_failures=self.config.max_failures,
+                rebalance_gain=self.config.rebalance_gain if training else 0.0,
+                term=self.term,
             )
         )
         self._joins: dict[str, asyncio.Future[pb.JoinReply]] = {}
         self._leases: dict[str, pb.LeaseReply] = {}
+        self._followers: dict[str, asyncio.Queue[pb.Orders]] = {}
+        self._ordered: dict[str, job.Orders] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._phases: dict[str, str] = {}
+        self._checkpoint = pb.CheckpointReport()
         self._result_metrics: dict[str, messages.Metric] = {}
-        # Of workers that are killed, too, nothing stays behind.
-        self._scratch = tempfile.TemporaryDirectory(prefix="elasticdl-", ignore_cleanup_errors=True)
         self._processes = local.Processes(
-            lambda worker: (*program, self.address, worker),
-            _environment(self._scratch.name),
+            lambda worker: (*program, str(self.places.locator), worker),
+            # Of workers that are killed, too, nothing stays behind.
+            _environment(str(self.places.scratch)),
             self.places.logs,
             self._gone,
         )
 
     async def run(self) -> None:
-        """Returns when the job is over, its result published and its workers have ended."""
-        self.post(job.Started())
+        """Returns when the job is over, its result published and its workers have ended; or when
+        another master has taken over.
+        """
+        observed = local.observed(str(self.places.locator)) if self.job.rules.starts else {}
+        self._processes.adopt(observed)
+        used = [pods.number_of(log.stem) for log in self.places.logs.glob("*.log")]
+        self.post(job.Started(tuple(sorted(observed, key=pods.natural)), max(used, default=-1) + 1))
+        if self.places.beginning is places.Beginning.PUBLISHED:
+            self.post(job.Published())
         try:
             while not self.over.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.over.wait(), _TICK_S)
                 self.post(job.Ticked(time.monotonic()))
         finally:
-            if self.job.phase == "succeeded":
-                await self._processes.exited(_END_S)
-            await self._processes.stop()
-            self.history.close()
-            self._scratch.cleanup()
-            self.places.discard(keep_logs=self._logs_matter)
+            if self.superseded:
+                self._processes.release()
+                self.history.close()
+            else:
+                await self._end()
+
+    async def _end(self) -> None:
+        if self.job.phase == "succeeded":
+            await self._processes.exited(_END_S)
+        await self._processes.stop()
+        self.history.close()
+        self.places.discard(keep_logs=self._logs_matter)
+
+    def release(self) -> None:
+        """Another master is to take over: this one ends, the workers go on.
+
+        Where the job is over, there is nothing to take over.
+        """
+        if self.over.is_set():
+            return
+        self.superseded = True
+        self.over.set()
 
     def post(self, event: job.Event) -> None:
         """Takes in one event and does what follows from it."""
+        if self.superseded:
+            return
         for effect in self.job.step(event):
             self._do(effect)
+        for worker, follower in self._followers.items():
+            orders = self.job.orders(worker)
+            if self._ordered.get(worker) != orders:
+                self._ordered[worker] = orders
+                follower.put_nowait(self._orders_message(orders))
 
     def registered(self) -> pb.RegisterReply:
         """What a worker must know to begin."""
@@ -156,6 +172,8 @@ class Loop:
             eval_data=self.eval_data.message() if self.eval_data else None,
             threads=max(1, threads),
             work_directory=str(self.places.result),
+            checkpoint_directory=str(self.places.checkpoints),
+            term=self.term,
         )
 
     async def join(self, request: pb.JoinRequest) -> pb.JoinReply:
@@ -164,6 +182,7 @@ class Loop:
         Raises:
             Superseded
         """
+        self._check_term(request.term)
         reply: asyncio.Future[pb.JoinReply] = asyncio.get_running_loop().create_future()
         self._supersede(request.worker)
         self._joins[request.worker] = reply
@@ -178,8 +197,28 @@ class Loop:
         )
         return await reply
 
+    async def follow(self, request: pb.OrdersRequest) -> AsyncIterator[pb.Orders]:
+        """The worker's orders, now and whenever they change."""
+        follower: asyncio.Queue[pb.Orders] = asyncio.Queue()
+        self._followers[request.worker] = follower
+        orders = self.job.orders(request.worker)
+        self._ordered[request.worker] = orders
+        yield self._orders_message(orders)
+        while self._followers.get(request.worker) is follower:
+            yield await follower.get()
+
+    def _orders_message(self, orders: job.Orders) -> pb.Orders:
+        return pb.Orders(
+            regroup=orders.regroup, stop=orders.stop, given_up=orders.given_up, term=self.term
+        )
+
     def heartbeat(self, request: pb.HeartbeatRequest) -> pb.HeartbeatReply:
-        """Takes in a worker's report."""
+        """Takes in a worker's report.
+
+        Raises:
+            Superseded
+        """
+        self._check_term(request.term)
         now = time.monotonic()
         if not self.job.over:
             try:
@@ -187,10 +226,68 @@ class Loop:
                     self.history.heartbeat(request, now)
             except UserError as error:
                 self.post(job.Failed("user", str(error)))
-        self._phases[request.worker] = request.phase
-        version = request.progress.version if request.HasField("progress") else self.job.version
-        self.post(job.HeartbeatCame(request.worker, now, version))
-        return pb.HeartbeatReply(regroup=self.job.regroup(request.worker), stop=self.job.over)
+        if request.HasField("checkpoint") and self.job.current(request.worker, request.generation):
+            self._saw_checkpoint(request.checkpoint)
+        self.post(
+            job.HeartbeatCame(
+                request.worker,
+                now,
+                version=request.progress.version if request.HasField("progress") else -1,
+                phase=request.phase,
+                generation=request.generation,
+                rank=request.rank,
+                streams=tuple(request.streams),
+                pace=membership.Pace(
+                    request.pace.seconds, request.pace.elements, request.pace.steps
+                ),
+            )
+        )
+        return pb.HeartbeatReply()
+
+    def _saw_checkpoint(self, report: pb.CheckpointReport) -> None:
+        before, self._checkpoint = self._checkpoint, report
+        try:
+            if report.problem and report.problem != before.problem:
+                self.history.note(report.problem)
+            if report.version > before.version:
+                self.history.event(
+                    "checkpoint",
+                    version=report.version,
+                    seconds=report.seconds,
+                    bytes=report.bytes,
+                )
+        except OSError:
+            # The same full disk, most likely: status shows it, and training goes on.
+            return
+
+    def leave(self, request: pb.LeaveRequest) -> pb.LeaveReply:
+        """A worker leaves in good order."""
+        if not request.saved and self._checkpoints and self.job.last_replica(request.worker):
+            return pb.LeaveReply(save=True)
+        self.post(job.LeaveCalled(request.worker, request.reason))
+        return pb.LeaveReply()
+
+    def fail(self, request: pb.FailRequest) -> pb.FailReply:
+        """A worker has failed; whether it is to try again."""
+        self.post(
+            job.Failed(
+                request.kind,
+                request.message,
+                request.trace,
+                request.worker,
+                tuple(request.slices),
+                request.phase or "starting",
+                request.attempt,
+            )
+        )
+        return pb.FailReply(again=self.job.goes_on(request.worker) and request.kind != "bug")
+
+    def scale(self, request: pb.ScaleRequest) -> pb.ScaleReply:
+        """Another number of workers, if that can be."""
+        problem = self.job.scale_problem(request.num_workers)
+        if not problem:
+            self.post(job.ScaleAsked(request.num_workers))
+        return pb.ScaleReply(problem=problem)
 
     def lease(self, request: pb.LeaseRequest) -> pb.LeaseReply:
         """Slices for a predicting worker."""
@@ -203,7 +300,12 @@ class Loop:
         return self._leases.pop(request.worker)
 
     def finish(self, request: pb.FinishRequest) -> pb.FinishReply:
-        """Takes in a result, unless it comes from a generation that is no more."""
+        """Takes in a result, unless it comes from a generation that is no more.
+
+        Raises:
+            Superseded
+        """
+        self._check_term(request.term)
         if self.job.over or not self.job.current(request.worker, request.generation):
             return pb.FinishReply(
                 accepted=False,
@@ -227,14 +329,16 @@ class Loop:
         generation = self.job.generation
         ranks = {w: r for r, w in enumerate(generation.members)} if generation else {}
         epoch = min(progress.epoch, epochs - 1) if progress else 0
-        in_epoch = done - epoch * self.data.total
+        trained = self.config.kind == "train"
+        in_epoch = self.history.epoch_elements if trained else done
+        version = self.job.version if not trained or generation else self.history.version
         return pb.JobStatus(
             job_name=self.config.job_name,
             kind=self.config.kind,
-            phase="running" if self.job.phase == "publishing" else self.job.phase,
+            phase=("running" if self.job.phase in ("publishing", "stopping") else self.job.phase),
             reason=self.job.reason,
             generation=generation.number if generation else 0,
-            version=self.history.version if self.config.kind == "train" else self.job.version,
+            version=version,
             epoch=epoch,
             epochs=epochs,
             epoch_fraction=min(1.0, max(0.0, in_epoch / self.data.total)),
@@ -248,7 +352,7 @@ class Loop:
             workers=[
                 pb.WorkerStatus(
                     worker=worker,
-                    phase=self._phases.get(worker, "starting"),
+                    phase=self.job.phase_of(worker),
                     rank=ranks.get(worker, -1),
                     streams=generation.streams.get(worker, ()) if generation else (),
                 )
@@ -260,19 +364,36 @@ class Loop:
             failure_trace=failure.trace if failure else "",
             notices=self.history.notices,
             output=self.config.output,
+            num_workers=self.job.workers,
+            min_workers=self.config.min_workers,
+            checkpoint_version=self._checkpoint.version,
+            checkpoint_problem=self._checkpoint.problem,
+            term=self.term,
         )
 
     def _do(self, effect: job.Effect) -> None:
         match effect:
-            case job.StartWorker(worker):
-                self._processes.start(worker)
+            case job.StartWorker(worker, delay_s):
+                self._processes.start(worker, delay_s)
+            case job.StopWorker(worker):
+                self._processes.terminate(worker)
             case job.KillWorker(worker):
                 self._processes.kill(worker)
+            case job.Note(text):
+                self._note(text)
+            case job.Save(worker):
+                self._answer(worker, pb.JoinReply(save=True, term=self.term))
             case job.Form(generation):
+                self._event(
+                    "generation",
+                    generation=generation.number,
+                    members=list(generation.members),
+                    version=max(generation.versions.values(), default=-1),
+                )
                 for worker in generation.members:
                     self._answer(worker, messages.join_reply(generation, worker))
             case job.Dismiss(worker):
-                self._answer(worker, pb.JoinReply(stop=True))
+                self._answer(worker, pb.JoinReply(stop=True, term=self.term))
             case job.Lease(worker, slices, finished):
                 self._leases[worker] = pb.LeaseReply(
                     slices=slices, finished=finished, wait=not slices and not finished
@@ -311,20 +432,58 @@ class Loop:
                 self.places.add_history(Path(result))
                 artifact.publish(Path(result), Path(self.config.output), self.config.overwrite)
 
+    def _check_term(self, known: int) -> None:
+        """Gives the job up to a later master, of which a worker knows already."""
+        if known > self.term:
+            self.release()
+            raise Superseded(f"master {known} has taken over from {self.term}")
+
+    def _note(self, text: str) -> None:
+        generation = self.job.generation
+        number = generation.number if generation else 0
+        log.info("%s", text, extra={"generation": number, "version": self.job.version})
+        with contextlib.suppress(OSError):  # a full disk is shown where it delays results
+            self.history.note(text, generation=number, version=self.job.version)
+
+    def _event(self, event: str, **about: Any) -> None:
+        with contextlib.suppress(OSError):  # as above
+            self.history.event(event, **about)
+
+    def _standby(self, start_workers: bool) -> tuple[int, float]:
+        """How many workers stand by, and how long after the beginning they are started."""
+        config = self.config
+        if config.kind == "predict" or not start_workers:
+            return 0, 0.0
+        if config.standby_workers >= 0:
+            return config.standby_workers, 0.0
+        # Short jobs do without; long ones can spare the start of one more process.
+        room = psutil.virtual_memory().available > _STANDBY_BYTES * (config.num_workers + 1)
+        return int(config.num_workers > 1 and config.kind == "train" and room), _STANDBY_AFTER_S
+
+    def _parts_done(self) -> tuple[int, ...]:
+        there = self.places.parts
+        names = (outputs.part_name(n, self.data.slices) for n in range(self.data.slices))
+        return tuple(n for n, name in enumerate(names) if name in there)
+
+    @property
+    def _checkpoints(self) -> bool:
+        """Whether checkpoints are asked for."""
+        return self.config.checkpoints != configs.Every()
+
     def _supersede(self, worker: str) -> None:
         older = self._joins.pop(worker, None)
         if older is not None and not older.done():
             older.set_exception(Superseded(worker))
 
-    def _gone(self, worker: str, how: str) -> None:
+    def _gone(self, worker: str, ending: local.Ending) -> None:
         self._supersede(worker)
+        self._followers.pop(worker, None)
         words = _last_words(self._processes.log(worker))
-        if words:
+        how = ending.text
+        if words and ending.crashed:
             how += f"; its log ends: {words.splitlines()[-1][:_MOST_OF_A_LINE]}"
-        known = worker in self.job.alive
-        self.post(job.WorkerGone(worker, how, words))
-        if known and not self.job.over:
-            self.history.notices.append(self.job.reason)
+        self._event("ended", worker=worker, how=ending.text)
+        self.post(job.WorkerGone(worker, how, ending.crashed, words))
 
     @property
     def _logs_matter(self) -> bool:
@@ -333,7 +492,7 @@ class Loop:
         fault = failure.kind == "bug" if failure is not None else not self.job.over
         return fault and any(self.places.logs.glob("*.log"))
 
-    def _failure_message(self, failure: job.Failure) -> str:
+    def _failure_message(self, failure: failures.Failure) -> str:
         if not self._logs_matter:
             return failure.message
         first, *more = failure.message.splitlines() or [""]

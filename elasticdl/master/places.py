@@ -1,25 +1,46 @@
 """Where a job's files stand: in a work directory until the result is published whole."""
 
 import contextlib
+import dataclasses
+import enum
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
+from elasticdl.cluster import local
 from elasticdl.config import JobConfig
 from elasticdl.data import outputs
 from elasticdl.errors import UserError
 from elasticdl.master import claim
+from elasticdl.master import definition as definitions
+from elasticdl.model import artifact
 
 _PART = "part-*.recordio"
 _CLAIM = "claim"
+_SCRATCH = "tmp"
+_HISTORIES = ("metrics.jsonl", "events.jsonl")
+_END_S = 10.0
 _RETRIES = 10
 
 
 def one_file(config: JobConfig) -> bool:
     """Whether the output names one file of predictions and not a directory of parts."""
     return config.kind == "predict" and config.output.endswith(".recordio")
+
+
+class Beginning(enum.Enum):
+    """What a master finds in its output's work directory, and goes on from."""
+
+    ANEW = "nothing that it could go on from"
+    RESUME = "checkpoints, or parts, of the same job, none of whose processes lives"
+    TAKEOVER = "the same job, whose workers live or have only just been alive"
+    PUBLISHED = "the same job's result, in the output already"
 
 
 @dataclass
@@ -30,42 +51,147 @@ class Places:
         output: the output; None for an evaluation that only prints.
         work: everything that the job writes before its result is published.
         made: directories that did not exist before, outermost first.
+        beginning: what was found there.
+        definition: the job, as it was decided by its first master.
     """
 
     output: Path | None
     work: Path
     made: list[Path]
     claim: claim.Claim
+    beginning: Beginning = Beginning.ANEW
+    definition: definitions.Definition | None = None
 
     @classmethod
-    def of(cls, config: JobConfig) -> "Places":
-        """Makes the work directory and claims the output.
+    def of(cls, config: JobConfig, *, again: str = "") -> "Places":
+        """Makes the work directory, claims the output, and finds out what there is to go on from.
+
+        Args:
+            again: the work directory of this very job, whose last master has died.
 
         Raises:
-            UserError: the output has a result already, or another job, or cannot be written.
+            UserError: the output has a result already, or another job, or cannot be written; or
+                what it has does not agree with the settings or the data.
         """
         with outputs.writing(config.output):
+            made: list[Path] = []
             if not config.output:
-                output, work = None, Path(tempfile.mkdtemp(prefix="elasticdl-"))
-                made = [work]
+                output = None
+                work = Path(again or tempfile.mkdtemp(prefix="elasticdl-"))
+                made.append(work)
             else:
                 output = Path(config.output).absolute()
                 beside = output.with_name(output.name + ".elasticdl")
                 work = beside if one_file(config) else output / ".elasticdl"
-                made = []
             try:
                 places = cls(output, work, made, _claimed(work, made, config))
             except BaseException:
                 _remove_empty(made)
                 raise
             try:
-                if output is not None:
-                    _refuse_result(config, output)
-                places._clear()
+                places._begin(config, bool(again))
             except BaseException:
-                places.discard()
+                places._leave()
                 raise
         return places
+
+    def _begin(self, config: JobConfig, again: bool) -> None:
+        before = definitions.Definition.read(self.work)
+        alive = local.observed(str(self.locator))
+        same = before is not None and not definitions.other_command(before.config, config)
+        if alive and not again and not config.restart and before is not None and not same:
+            other = definitions.other_command(before.config, config)
+            raise UserError(
+                f"output: workers of job {before.config.job_name} ({other}) still run there "
+                f"without a master. Wait orphan_s = {before.config.orphan_s:g} s for them to end, "
+                f"give the same command to take them over, or end them with `elasticdl job stop "
+                f"{before.config.job_name}`."
+            )
+        takeover = before is not None and (again or (same and bool(alive) and not config.restart))
+        if self.output is not None:
+            mine = takeover and before is not None and _result_of(self.output, before.config)
+            if mine:
+                self.beginning, self.definition = Beginning.PUBLISHED, before
+                return
+            _refuse_result(config, self.output)
+        self._end_workers({} if takeover else alive)
+        term = max(before.term if before else 0, self._newest_term()) + 1
+        if takeover and before is not None:
+            self.beginning = Beginning.TAKEOVER
+            # The command may ask for another number of workers; all else is the same.
+            kept = dataclasses.replace(
+                before.config, num_workers=config.num_workers, min_workers=config.min_workers
+            )
+            self.definition = dataclasses.replace(before, config=kept, term=term)
+        else:
+            self.definition = definitions.Definition.of(config, term)
+            self.beginning = self._what_is_left(before, self.definition, same)
+            if self.beginning is Beginning.ANEW:
+                self._clear()
+        self.logs.mkdir(exist_ok=True)
+        self.result.mkdir(exist_ok=True)
+        self.definition.write(self.work)
+
+    def _what_is_left(
+        self,
+        before: definitions.Definition | None,
+        now: definitions.Definition,
+        same: bool,
+    ) -> Beginning:
+        if before is None or before.config.kind != now.config.kind or now.config.restart:
+            return Beginning.ANEW
+        if now.config.kind == "train" and any(self.checkpoints.glob("[!.]*")):
+            other = definitions.other_training(before, now)
+            if other:
+                raise UserError(
+                    f"{other}. There are checkpoints in {self.checkpoints}: give the same "
+                    "settings and data to go on from them, --restart to begin anew, or "
+                    "--from_checkpoint in another output to begin with their weights."
+                )
+            return Beginning.RESUME
+        if now.config.kind == "predict" and same and before.data == now.data:
+            return Beginning.RESUME
+        return Beginning.ANEW
+
+    def _newest_term(self) -> int:
+        terms = (re.match(r"checkpoint-t(\d+)-", path.name) for path in self._checkpoint_files())
+        return max((int(found[1]) for found in terms if found), default=0)
+
+    def _checkpoint_files(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("checkpoint-*"))
+
+    @staticmethod
+    def _end_workers(alive: Mapping[str, psutil.Process]) -> None:
+        """Kills what still runs of a job that is not to go on."""
+        for process in alive.values():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(alive.values(), timeout=_END_S)
+
+    @property
+    def locator(self) -> Path:
+        """Where workers find the address of their master."""
+        return self.work / "master.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints stand until the result is published with them."""
+        return self.work / "checkpoints"
+
+    @property
+    def scratch(self) -> Path:
+        """A directory for what workers put aside, which is removed with the job."""
+        link = self.work / _SCRATCH
+        if not link.is_dir():
+            link.unlink(missing_ok=True)
+            # Not in the work directory itself, whose path may be too long for sockets.
+            link.symlink_to(tempfile.mkdtemp(prefix="elasticdl-"))
+        return Path(os.path.realpath(link))
+
+    @property
+    def parts(self) -> set[str]:
+        """The names of the parts of a prediction that are done."""
+        return {path.name for path in self.result.glob(_PART)}
 
     @property
     def logs(self) -> Path:
@@ -79,19 +205,21 @@ class Places:
 
     def _clear(self) -> None:
         """Removes what a job that died here has left, and makes room."""
+        self._remove_scratch()
         for entry in self.work.iterdir():
             if entry.name != _CLAIM:
                 _remove(entry)
-        self.logs.mkdir()
-        self.result.mkdir()
 
     def add_history(self, directory: Path) -> None:
-        """Moves metrics.jsonl and logs/ to a result, with which they are published."""
+        """Moves histories, logs/ and checkpoints/ to a result, with which they are published."""
         # Of a training that ended before its first line.
-        (self.work / "metrics.jsonl").touch()
+        for name in _HISTORIES:
+            (self.work / name).touch()
         (self.work / "logs").mkdir(exist_ok=True)
-        for name in ("metrics.jsonl", "logs"):
+        for name in (*_HISTORIES, "logs"):
             os.replace(self.work / name, directory / name)
+        if self._checkpoint_files():
+            os.replace(self.checkpoints, directory / "checkpoints")
 
     def publish_parts(self, slices: int) -> None:
         """Moves the parts of a prediction into the output directory, in place of older ones; or
@@ -124,12 +252,29 @@ class Places:
             os.replace(aside, self.output / name)
 
     def discard(self, *, keep_logs: bool = False) -> None:
-        """Gives the output up: removes the work directory, and what was made for it if empty."""
+        """Gives the output up: removes the work directory, and what was made for it if empty.
+
+        Checkpoints stay, with all that a later training needs to go on from them.
+        """
+        self._remove_scratch()
+        kept = {_CLAIM}
+        if keep_logs:
+            kept.add(self.logs.name)
+        if self._checkpoint_files():
+            kept |= {self.checkpoints.name, definitions.FILE, "logs", *_HISTORIES}
         # What cannot be removed stays; that is no reason to tell the user anything else.
         with contextlib.suppress(OSError):
             for entry in self.work.iterdir():
-                if entry.name != _CLAIM and not (keep_logs and entry == self.logs):
+                if entry.name not in kept:
                     _remove(entry)
+        self._leave()
+
+    def _remove_scratch(self) -> None:
+        link = self.work / _SCRATCH
+        if link.is_symlink():
+            shutil.rmtree(os.path.realpath(link), ignore_errors=True)
+
+    def _leave(self) -> None:
         self.claim.release()
         # Not with what is in them: from here on another job may have made itself at home there.
         _remove_empty([*self.made, self.work])
@@ -189,3 +334,10 @@ def _refuse_result(config: JobConfig, output: Path) -> None:
             f"output: {config.output} already has a result ({found[0].name}). Choose another "
             "--output, or replace it with --overwrite."
         )
+
+
+def _result_of(output: Path, config: JobConfig) -> bool:
+    """Whether this very job has put its result there already."""
+    if config.kind != "train" or not (output / artifact.TRAINED_MODEL).exists():
+        return False
+    return artifact.read(output).job_name == config.job_name

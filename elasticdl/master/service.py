@@ -1,5 +1,6 @@
 """RPC → event."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -26,20 +27,35 @@ class Service(elasticdl_pb2_grpc.MasterServicer):
         try:
             return await self._loop.join(request)
         except loop.Superseded:
-            await context.abort(grpc.StatusCode.CANCELLED, "superseded")
+            # Another call of this worker waits in its place; or it finds the next master.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "superseded")
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatReply:
-        return self._loop.heartbeat(request)
+        try:
+            return self._loop.heartbeat(request)
+        except loop.Superseded as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+    async def Follow(
+        self, request: pb.OrdersRequest, context: _Context
+    ) -> AsyncIterator[pb.Orders]:
+        async for orders in self._loop.follow(request):
+            yield orders
+
+    async def Leave(self, request: pb.LeaveRequest, context: _Context) -> pb.LeaveReply:
+        return self._loop.leave(request)
 
     async def Lease(self, request: pb.LeaseRequest, context: _Context) -> pb.LeaseReply:
         return self._loop.lease(request)
 
     async def Finish(self, request: pb.FinishRequest, context: _Context) -> pb.FinishReply:
-        return self._loop.finish(request)
+        try:
+            return self._loop.finish(request)
+        except loop.Superseded as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
     async def Fail(self, request: pb.FailRequest, context: _Context) -> pb.FailReply:
-        self._loop.post(job.Failed(request.kind, request.message, request.trace, request.worker))
-        return pb.FailReply()
+        return self._loop.fail(request)
 
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.JobStatus:
         return self._loop.status()
@@ -47,3 +63,6 @@ class Service(elasticdl_pb2_grpc.MasterServicer):
     async def Stop(self, request: pb.StopRequest, context: _Context) -> pb.StopReply:
         self._loop.post(job.StopAsked(request.reason or "Stopped on request."))
         return pb.StopReply()
+
+    async def Scale(self, request: pb.ScaleRequest, context: _Context) -> pb.ScaleReply:
+        return self._loop.scale(request)

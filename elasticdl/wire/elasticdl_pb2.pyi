@@ -149,29 +149,22 @@ class RegisterRequest(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class RegisterReply(_message.Message):
-    __slots__ = ("config", "data", "eval_data", "threads", "work_directory", "checkpoint_directory", "fingerprint")
-    class FingerprintEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    __slots__ = ("config", "data", "eval_data", "threads", "work_directory", "checkpoint_directory", "term")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     EVAL_DATA_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
     WORK_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
-    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
     config: str
     data: Dataset
     eval_data: Dataset
     threads: int
     work_directory: str
     checkpoint_directory: str
-    fingerprint: _containers.ScalarMap[str, str]
-    def __init__(self, config: _Optional[str] = ..., data: _Optional[_Union[Dataset, _Mapping]] = ..., eval_data: _Optional[_Union[Dataset, _Mapping]] = ..., threads: _Optional[int] = ..., work_directory: _Optional[str] = ..., checkpoint_directory: _Optional[str] = ..., fingerprint: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    term: int
+    def __init__(self, config: _Optional[str] = ..., data: _Optional[_Union[Dataset, _Mapping]] = ..., eval_data: _Optional[_Union[Dataset, _Mapping]] = ..., threads: _Optional[int] = ..., work_directory: _Optional[str] = ..., checkpoint_directory: _Optional[str] = ..., term: _Optional[int] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
     __slots__ = ("worker", "generation", "progress", "address", "term")
@@ -346,16 +339,20 @@ class Orders(_message.Message):
     def __init__(self, regroup: _Optional[bool] = ..., stop: _Optional[bool] = ..., given_up: _Optional[int] = ..., term: _Optional[int] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
-    __slots__ = ("worker", "reason")
+    __slots__ = ("worker", "reason", "saved")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SAVED_FIELD_NUMBER: _ClassVar[int]
     worker: str
     reason: str
-    def __init__(self, worker: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    saved: bool
+    def __init__(self, worker: _Optional[str] = ..., reason: _Optional[str] = ..., saved: _Optional[bool] = ...) -> None: ...
 
 class LeaveReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("save",)
+    SAVE_FIELD_NUMBER: _ClassVar[int]
+    save: bool
+    def __init__(self, save: _Optional[bool] = ...) -> None: ...
 
 class LeaseRequest(_message.Message):
     __slots__ = ("worker", "done")

@@ -39,6 +39,8 @@ def join_reply(generation: membership.Generation, worker: str) -> pb.JoinReply:
         rank=generation.members.index(worker),
         source=generation.source,
         rendezvous=generation.rendezvous,
+        restore=generation.restore,
+        term=generation.term,
     )
 
 
@@ -50,6 +52,8 @@ def generation_value(reply: pb.JoinReply) -> membership.Generation:
         versions={member.worker: member.version for member in reply.members},
         source=reply.source,
         rendezvous=reply.rendezvous,
+        restore=reply.restore,
+        term=reply.term,
     )
 
 

@@ -1,54 +1,106 @@
-"""What a worker tells the master all the time, and what it hears back."""
+"""What a worker tells the master all the time, and what it is told."""
 
 import os
+import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 
+from elasticdl.core import membership
 from elasticdl.core.progress import Progress
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages, rpc
 
-_EVERY_S = 0.2
 _MOST_REPORTS = 1000
+_BEATS_PER_GRACE = 4
+_SLOWEST_S = 0.5
+_PAUSE_S = 0.05
+_LEAVE_S = 20.0  # for a member to come to the end of its step
+_BUSY = ("member", "evaluating", "exporting", "predicting")
 
 
 class Heartbeat:
-    """Reports to the master from a thread of its own until `close`.
+    """Reports to the master, and follows its orders, from threads of its own until `close`.
 
     Args:
-        orphaned: called once if the master has not answered for `orphan_s` seconds.
+        ends: called from such a thread, with the reason in words, when this worker is to end and
+            its main thread is not at work with others, so that it would not notice.
+        grace_s: after which a master gives up a worker that it does not hear from.
+        orphan_s: after which a worker gives up a master that it does not hear from.
+
+    Attributes:
+        regroup: a flag to be raised in the next step's tail.
+        stop: the job is over, or this worker is lost.
+        leaving: why this worker is to leave, in words; empty: it is not.
+        orphaned: no master was heard from for `orphan_s`.
     """
 
     def __init__(
         self,
         client: rpc.Client,
         worker: str,
-        orphaned: Callable[[], None],
-        orphan_s: float = 5.0,
+        ends: Callable[[str], None],
+        *,
+        grace_s: float = 1.0,
+        orphan_s: float = 60.0,
     ) -> None:
         self._client = client
-        self._orphaned = orphaned
+        self._ends = ends
+        self._every_s = min(grace_s / _BEATS_PER_GRACE, _SLOWEST_S)
         self._orphan_s = orphan_s
-        self._next = pb.HeartbeatRequest(worker=worker, phase="starting")
+        self._next = pb.HeartbeatRequest(worker=worker, phase="starting", pid=os.getpid(), rank=-1)
         self._progress: Progress | None = None
         self._steps: list[pb.StepReport] = []
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
+        self._heard = time.monotonic()
+        self._leaving_since: float | None = None
+        self._given_up = 0
+        self._stream: rpc.Stream | None = None
         self.regroup = False
         self.stop = False
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._thread.start()
+        self.leaving = ""
+        self.orphaned = False
+        self._threads = [
+            threading.Thread(target=run, name=run.__name__, daemon=True)
+            for run in (self._report, self._follow)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def phase(self, phase: str) -> None:
         with self._lock:
             self._next.phase = phase
 
-    def stands(self, generation: int, progress: Progress) -> None:
-        """Where the replica stands."""
+    @property
+    def present_phase(self) -> str:
+        return self._next.phase
+
+    def joined(self, generation: int, rank: int, streams: Sequence[int]) -> None:
+        """This worker's place from now on."""
         with self._lock:
             self._next.generation = generation
-            self._progress = progress
+            self._next.rank = rank
+            del self._next.streams[:]
+            self._next.streams.extend(streams)
+            self._next.ClearField("pace")
+
+    def stands(self, progress: Progress) -> None:
+        """Where the replica stands."""
+        self._progress = progress
+
+    def paced(self, pace: membership.Pace) -> None:
+        """What this member has measured since it joined."""
+        with self._lock:
+            self._next.pace.seconds = pace.seconds
+            self._next.pace.elements = pace.elements
+            self._next.pace.steps = pace.steps
+
+    def checkpointed(self, report: pb.CheckpointReport) -> None:
+        with self._lock:
+            self._next.checkpoint.CopyFrom(report)
 
     def committed(self, report: pb.StepReport, learning_rate: float, *, speaks: bool) -> None:
         """A line of the training's history; the member that `speaks` sends it and those that
@@ -60,6 +112,7 @@ class Heartbeat:
             if speaks:
                 self._next.learning_rate = learning_rate
                 self._next.steps.extend(self._steps)
+                del self._next.steps[:-_MOST_REPORTS]
                 self._steps.clear()
 
     def evaluated(
@@ -76,42 +129,92 @@ class Heartbeat:
         with self._lock:
             self._next.notices.append(text)
 
+    def given_up(self, generation: int) -> bool:
+        """Whether to wait no longer for the others of this generation."""
+        return self.stop or generation <= self._given_up
+
+    def leave(self, reason: str) -> None:
+        """This worker is to leave, as soon as its work allows."""
+        self.leaving = reason
+        self._leaving_since = time.monotonic()
+        self._wake.set()
+
     def flush(self) -> None:
-        """Sends what there is now.
+        """Sends what there is now; waits for the next master if there is none.
 
         Raises:
-            rpc.Unreachable
+            rpc.Unreachable: none came for `orphan_s`.
         """
-        self._send()
+        self._send(self._orphan_s)
 
     def close(self) -> None:
         self._closed = True
         self._wake.set()
-        self._thread.join()
+        if self._stream is not None:
+            self._stream.cancel()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _report(self) -> None:
         while not self._closed:
             try:
-                self._send()
+                self._send(self._every_s * _BEATS_PER_GRACE)
+                self._heard = time.monotonic()
             except rpc.Unreachable:
-                if not self._closed:
-                    self._orphaned()
-                return
-            self._wake.wait(_EVERY_S)
+                self.orphaned = time.monotonic() - self._heard > self._orphan_s
+            self._see_to_the_end()
+            self._wake.wait(self._every_s)
+            self._wake.clear()
 
-    def _send(self) -> None:
-        with self._lock:
-            request = pb.HeartbeatRequest()
-            request.CopyFrom(self._next)
-            progress = self._progress
-            del self._next.steps[:], self._next.evaluations[:], self._next.notices[:]
-        if progress is not None:
-            request.progress.CopyFrom(messages.progress_message(progress))
-        reply = self._client.call("Heartbeat", request, deadline_s=self._orphan_s)
-        self.regroup = reply.regroup
-        self.stop = reply.stop
+    def _see_to_the_end(self) -> None:
+        """Ends this worker, unless its main thread will notice by itself."""
+        if self._closed:
+            return
+        at_work = self._next.phase in _BUSY
+        if self.orphaned and not at_work:
+            self._ends(f"no master was heard from for orphan_s = {self._orphan_s:g} s")
+        elif self._leaving_since is not None:
+            late = time.monotonic() - self._leaving_since > _LEAVE_S
+            if late or not at_work:
+                self._ends(self.leaving)
+
+    def _follow(self) -> None:
+        request = pb.OrdersRequest(worker=self._next.worker)
+        while not self._closed:
+            try:
+                self._stream = self._client.follow("Follow", request)
+                for orders in self._stream:
+                    self._given_up = orders.given_up
+                    self.regroup = orders.regroup
+                    self.stop = orders.stop
+            except rpc.Unreachable:
+                # Orders of a master that is gone say nothing about what the next one has in mind.
+                self.regroup = False
+            time.sleep(_PAUSE_S)
+
+    def _send(self, deadline_s: float) -> None:
+        with self._sending:
+            with self._lock:
+                request = pb.HeartbeatRequest()
+                request.CopyFrom(self._next)
+                del self._next.steps[:], self._next.evaluations[:], self._next.notices[:]
+            if self._progress is not None:
+                request.progress.CopyFrom(messages.progress_message(self._progress))
+            request.term = self._client.term
+            try:
+                self._client.call("Heartbeat", request, deadline_s=deadline_s)
+            except rpc.Unreachable:
+                # The next master shall have it, in its order.
+                with self._lock:
+                    for name in ("steps", "evaluations", "notices"):
+                        unsent = [*getattr(request, name), *getattr(self._next, name)]
+                        del getattr(self._next, name)[:]
+                        getattr(self._next, name).extend(unsent[-_MOST_REPORTS:])
+                raise
 
 
-def leave_process() -> None:
-    """Ends this process at once: nobody is there to work for."""
-    os._exit(3)
+def end_process(reason: str) -> None:
+    """Ends this process at once, in good order as far as others can tell."""
+    sys.stderr.write(f"This worker ends: {reason}.\n")
+    sys.stderr.flush()
+    os._exit(0)

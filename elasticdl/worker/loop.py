@@ -1,6 +1,7 @@
 """Step, commit, regroup: the life of a training worker; knows no Keras."""
 
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from elasticdl.config import JobConfig
 from elasticdl.core import membership, progress, streams
-from elasticdl.data import pipeline
-from elasticdl.errors import Cancelled, UserError
+from elasticdl.core.progress import Progress
+from elasticdl.data import pipeline, stream
+from elasticdl.errors import Cancelled, UserCodeError, UserError
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages
 from elasticdl.worker import heartbeat
@@ -40,6 +42,7 @@ class Members(Protocol):
     """The members of one generation together (see `members`)."""
 
     alone: bool
+    computed_s: float
 
     def step(
         self, batch: pipeline.Batch, at: progress.Progress, regroup: bool
@@ -73,17 +76,46 @@ class _Window:
             )
 
 
+@dataclass(frozen=True)
+class Position:
+    """What a replica holds: where it stands, and what came before.
+
+    Args:
+        epoch_version: the version at which the present epoch began.
+        elements, epoch_elements: that were trained on, in all and in the present epoch.
+    """
+
+    progress: Progress
+    epoch_version: int = 0
+    elements: int = 0
+    epoch_elements: int = 0
+
+    def advanced(self, after: Progress, outcome: "replica.Outcome") -> "Position":
+        """The position after one more step."""
+        elements = self.elements + outcome.elements
+        if after.epoch > self.progress.epoch:
+            return Position(after, after.version, elements, 0)
+        epoch_elements = self.epoch_elements + outcome.elements
+        return Position(after, self.epoch_version, elements, epoch_elements)
+
+
+class Saver(Protocol):
+    """Writes checkpoints (see `work`)."""
+
+    def committed(self, position: Position) -> None:
+        """The replica stands here now; returns at once."""
+
+
 class Training:
     """Trains until progress says that the job is done.
 
     Args:
         replica: prepared for training and, if there is `eval_data`, for evaluation.
         pool: threads that read ahead.
+        saver: writes checkpoints in the background.
 
     Attributes:
-        progress: where the replica stands.
-        epoch_version: the version at which the present epoch began; as the replica and its
-            progress, the same in all members.
+        position: where the replica stands; as the replica, the same in all members.
         metrics: of the last evaluation.
     """
 
@@ -95,6 +127,7 @@ class Training:
         eval_data: DataSet | None,
         beat: heartbeat.Heartbeat,
         pool: ThreadPoolExecutor,
+        saver: Saver,
     ) -> None:
         self.config = config
         self.replica = replica
@@ -102,15 +135,28 @@ class Training:
         self.eval_data = eval_data
         self.beat = beat
         self.pool = pool
+        self.saver = saver
         plan = data.plan
-        self.progress = progress.beginning(
-            [plan.slice_of(0, s, 0) is None for s in range(plan.streams)], config.epochs
+        self.position = Position(
+            progress.beginning(
+                [plan.slice_of(0, s, 0) is None for s in range(plan.streams)], config.epochs
+            )
         )
         self.metrics: dict[str, Any] = {}
-        self.epoch_version = 0
         self._evaluated = -1
         self._window = _Window()
-        self._streams: pipeline.Streams | None = None
+        self._pace = membership.NO_PACE
+        self._streams = stream.Streams(
+            data.plan,
+            data.opener,
+            pool,
+            epochs=config.epochs,
+            share=math.ceil(config.batch_size / config.streams),
+        )
+
+    @property
+    def progress(self) -> Progress:
+        return self.position.progress
 
     @property
     def finished(self) -> bool:
@@ -123,43 +169,34 @@ class Training:
             GivenUp: before that, the generation came to its end.
         """
         hosted = generation.streams[generation.members[rank]]
-        self._host(hosted)
+        self._streams.host({number: self.progress.cursors[number] for number in hosted})
         speaks = rank == 0
+        self._pace = membership.NO_PACE
         # What one member has evaluated already, another may not have: all do it again.
         self._evaluated = -1
-        self.beat.stands(generation.number, self.progress)
+        self.beat.stands(self.progress)
         self.beat.phase("member")
-        try:
-            while True:
-                if self._evaluation_due():
-                    self._evaluate(hosted, members, speaks)
-                if self.finished:
-                    return
-                if self.beat.stop:
-                    raise Cancelled("the job was stopped")
-                self._step(members, speaks)
-                self.beat.stands(generation.number, self.progress)
-        finally:
-            # Nobody waits any more for what is being read ahead, and holds a thread for it.
-            self.close()
+        while True:
+            if self._evaluation_due():
+                self._evaluate(hosted, members, speaks)
+            if self.finished:
+                # Nobody waits any more for what is being read ahead, and holds a thread for it.
+                self._streams.host({})
+                return
+            if self.beat.stop:
+                raise Cancelled("the job was stopped")
+            regroups = self._step(members, speaks)
+            self.beat.stands(self.progress)
+            if speaks:
+                self.saver.committed(self.position)
+            if regroups:
+                raise GivenUp("the members regroup")
 
     def close(self) -> None:
-        if self._streams is not None:
-            self._streams.close()
+        self._streams.close()
 
-    def _host(self, hosted: tuple[int, ...]) -> None:
-        self.close()
-        self._streams = pipeline.Streams(
-            self.data.plan,
-            {stream: self.progress.cursors[stream] for stream in hosted},
-            self.data.opener,
-            self.pool,
-            epochs=self.config.epochs,
-            share=math.ceil(self.config.batch_size / self.config.streams),
-        )
-
-    def _step(self, members: Members, speaks: bool) -> None:
-        assert self._streams is not None
+    def _step(self, members: Members, speaks: bool) -> bool:
+        """One committed step; whether all members are to regroup after it."""
         before = self.progress
         shares = progress.shares(before, self.config.batch_size)
         batch = self._streams.take(before.epoch, shares)
@@ -167,20 +204,32 @@ class Training:
         likely = progress.advanced(before, batch.used)
         if not likely.finished(self.config.epochs, self.config.max_steps):
             self._streams.expect(likely.epoch, progress.shares(likely, self.config.batch_size))
-        outcome, tail = members.step(batch, before, self.beat.regroup)
+        flag = self.beat.regroup or bool(self.beat.leaving) or self.beat.orphaned
+        computed_s = members.computed_s
+        try:
+            outcome, tail = members.step(batch, before, flag)
+        except UserCodeError as error:
+            error.slices = error.slices or tuple(
+                self.data.opener.where(each) for some in batch.slices.values() for each in some
+            )
+            raise
         if outcome.elements and not math.isfinite(outcome.loss_sum):
             self._bad_loss(batch, outcome, members, speaks)
-        self.progress = progress.advanced(before, tail.used)
-        if self.progress.epoch > before.epoch:
-            self.epoch_version = self.progress.version
+        self._streams.commit()
+        self.position = self.position.advanced(progress.advanced(before, tail.used), outcome)
+        self._measure(members.computed_s - computed_s, batch.elements)
         self._window.add(outcome)
         due = self.progress.version % self.config.log_every_steps == 0
         if due or self.finished or self.progress.epoch > before.epoch:
             self._report(speaks)
-        if tail.regroup and not members.alone:
-            raise GivenUp
-        if members.alone and self.beat.regroup:
-            raise GivenUp
+        return bool(tail.regroup)
+
+    def _measure(self, seconds: float, elements: int) -> None:
+        pace = self._pace
+        self._pace = membership.Pace(
+            pace.seconds + seconds, pace.elements + elements, pace.steps + 1
+        )
+        self.beat.paced(self._pace)
 
     def _report(self, speaks: bool) -> None:
         window, self._window = self._window, _Window()
@@ -190,6 +239,9 @@ class Training:
             loss_sum=window.loss_sum,
             steps=window.steps,
             metrics=messages.metric_messages(self.replica.training_metrics(window.metrics)),
+            time=time.time(),
+            total_elements=self.position.elements,
+            epoch_elements=self.position.epoch_elements,
         )
         self.beat.committed(report, self.replica.learning_rate(), speaks=speaks)
 
@@ -234,19 +286,28 @@ class Training:
         every = self.config.eval_every_steps
         if every:
             return self.progress.version % every == 0
-        return self.progress.version == self.epoch_version
+        return self.progress.version == self.position.epoch_version
 
     def _evaluate(self, hosted: tuple[int, ...], members: Members, speaks: bool) -> None:
         assert self.eval_data is not None
         self.beat.phase("evaluating")
         sums, elements = evaluation(
-            self.config, self.replica, self.eval_data, hosted, members, self.pool
+            self.config,
+            self.replica,
+            self.eval_data,
+            hosted,
+            members,
+            self.pool,
+            interrupted=self._interrupted,
         )
         self.metrics = self.replica.evaluation_metrics(sums, elements)
         self._evaluated = self.progress.version
         if speaks:
             self.beat.evaluated(self.progress.version, elements, self.metrics)
         self.beat.phase("member")
+
+    def _interrupted(self) -> bool:
+        return bool(self.beat.leaving) or self.beat.orphaned or self.beat.stop
 
 
 def evaluation(
@@ -256,12 +317,16 @@ def evaluation(
     hosted: tuple[int, ...],
     members: Members,
     pool: ThreadPoolExecutor,
-    counted: Callable[[int], None] = lambda elements: None,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> tuple[NDArray[np.float64], int]:
     """The metric states of the whole evaluation set and its number of elements.
 
     Each stream is walked in batches of its own, so that what a batch holds does not depend on who
     computes it.
+
+    Args:
+        interrupted: whether to give it up, so that another generation can begin it again.
 
     Raises:
         GivenUp, UserError, UserCodeError
@@ -270,23 +335,22 @@ def evaluation(
     elements = 0
     share = min(config.batch_size, 1024)
     # All of them read ahead while the first ones are evaluated.
-    walks = {
-        stream: pipeline.Streams(
-            data.plan,
-            {stream: progress.Cursor()},
-            data.opener,
-            pool,
-            epochs=1,
-            share=math.ceil(share / 4),
+    walks = {}
+    for number in hosted:
+        walks[number] = stream.Streams(
+            data.plan, data.opener, pool, epochs=1, share=math.ceil(share / 4)
         )
-        for stream in hosted
-    }
-    for stream, walk in walks.items():
-        while (batch := walk.take(0, {stream: share})).elements:
-            sums += replica.evaluation_sums(batch)
-            elements += batch.elements
-            counted(batch.elements)
-        walk.close()
+        walks[number].host({number: progress.Cursor()})
+    try:
+        for number, walk in walks.items():
+            while (batch := walk.take(0, {number: share})).elements:
+                if interrupted():
+                    raise GivenUp("the evaluation is begun again")
+                sums += replica.evaluation_sums(batch)
+                elements += batch.elements
+    finally:
+        for walk in walks.values():
+            walk.close()
     total = members.total(np.append(sums, float(elements)))
     if not total[-1]:
         raise UserError(

@@ -1,7 +1,6 @@
 """Leases → part files of predictions."""
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,10 @@ import tensorflow as tf
 
 from elasticdl.core import streams
 from elasticdl.data import examples, outputs, pipeline, recordio
-from elasticdl.errors import UserError
+from elasticdl.errors import UserCodeError, UserError
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import rpc
-from elasticdl.worker import replica
+from elasticdl.worker import heartbeat, leaving, replica
 
 _WAIT_S = 0.1
 
@@ -36,6 +35,10 @@ class Predictor:
         self._opener = opener
         self._replica = copy
         self._batch_size = batch_size
+
+    def where(self, number: int) -> str:
+        """The slice in words."""
+        return self._opener.where(self.plan.slice(number))
 
     def write(self, number: int, path: Path) -> int:
         """Writes the predictions of one slice as RecordIO of tf.Example; returns how many.
@@ -68,19 +71,37 @@ def run(
     worker: str,
     predictor: Predictor,
     directory: Path,
-    stopped: Callable[[], bool],
+    beat: heartbeat.Heartbeat,
+    leaver: leaving.Leaver,
 ) -> None:
-    """Predicts what the master leases, part by part, until nothing is left or `stopped`."""
+    """Predicts what the master leases, part by part, until nothing is left or this worker is to
+    end.
+    """
     done: list[pb.Done] = []
     pause = threading.Event()
-    while not stopped():
-        reply = client.call("Lease", pb.LeaseRequest(worker=worker, done=done))
+    while not beat.stop:
+        if beat.orphaned:
+            leaver.end("no master was heard from")
+        try:
+            reply = client.call("Lease", pb.LeaseRequest(worker=worker, done=done))
+        except rpc.Unreachable:
+            continue  # the next master shall hear of what is done
         done = []
         if reply.finished:
             return
+        if beat.leaving:
+            # What it was leased is given back as it leaves.
+            leaver.end(beat.leaving)
         for number in reply.slices:
             name = outputs.part_name(number, predictor.plan.slices)
-            done.append(pb.Done(slice=number, records=predictor.write(number, directory / name)))
+            try:
+                done.append(
+                    pb.Done(slice=number, records=predictor.write(number, directory / name))
+                )
+            except UserCodeError as error:
+                error.slices = error.slices or (predictor.where(number),)
+                if not leaver.again(beat, error, "predicting"):
+                    return
         if reply.wait:
             pause.wait(_WAIT_S)
 

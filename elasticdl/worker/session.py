@@ -11,15 +11,15 @@ import tensorflow as tf
 
 from elasticdl.config import JobConfig
 from elasticdl.core import membership, streams
-from elasticdl.core.progress import Progress, tail_length
+from elasticdl.core.progress import tail_length
 from elasticdl.data import pipeline
-from elasticdl.errors import Cancelled
+from elasticdl.errors import Cancelled, UserCodeError
 from elasticdl.model import artifact, spec
 from elasticdl.model import mode as modes
 from elasticdl.model import source as sources
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages, rpc
-from elasticdl.worker import heartbeat, loop, members, prediction, replica, work
+from elasticdl.worker import heartbeat, leaving, loop, members, prediction, replica, work
 
 if TYPE_CHECKING:
     from elasticdl.worker import group
@@ -36,6 +36,7 @@ class Session:
         worker: this worker's name.
         registered: what the master said.
         beat: reports to the master.
+        leaver: takes this worker's leave.
     """
 
     def __init__(
@@ -44,18 +45,28 @@ class Session:
         worker: str,
         registered: pb.RegisterReply,
         beat: heartbeat.Heartbeat,
+        leaver: leaving.Leaver,
     ) -> None:
         self.config = JobConfig.from_json(registered.config)
         self._client = client
         self._registered = registered
         self._beat = beat
+        self._leaver = leaver
         self._pool = ThreadPoolExecutor(
             max_workers=max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="read-ahead"
         )
         self._worker = work.Worker(
-            worker, self.config, client, beat, self._pool, Path(registered.work_directory)
+            worker,
+            self.config,
+            client,
+            beat,
+            self._pool,
+            Path(registered.work_directory),
+            Path(registered.checkpoint_directory),
         )
         self._meeting: group.Meeting | None = None
+        # A worker that is alone does without torch, until others come.
+        self._meets = self.config.num_workers > 1
 
     def run(self) -> None:
         """Does this worker's part; returns when the master has no more for it.
@@ -133,20 +144,30 @@ class Session:
             if training
             else work.Evaluator(self._worker, copy, data)
         )
+        self._leaver.save = part.save
         self._beat.phase("warm")
         last = 0
         while True:
-            generation, rank = self._join(last, part.progress)
+            generation, rank = self._join(last, part)
             last = generation.number
+            hosted = generation.streams[generation.members[rank]]
+            self._beat.joined(generation.number, rank, hosted)
             try:
-                together = self._connect(generation, rank, copy, part)
-                part.run(generation, rank, together)
+                # Nothing else may refer to the group: its connections close with it, and others
+                # notice.
+                part.run(generation, rank, self._connect(generation, rank, copy, part))
                 if rank == 0:
                     part.finish(generation)
+            except UserCodeError as error:
+                if not self._leaver.again(self._beat, error, self._beat.present_phase):
+                    raise Cancelled("the job has failed") from error
             except loop.GivenUp:
-                self._beat.phase("warm")
+                # The others have seen it by themselves, or are about to.
+                continue
             except Cancelled:
                 # Nobody leaves before the master has said that the job is over.
+                continue
+            finally:
                 self._beat.phase("warm")
 
     def _data_set(
@@ -170,27 +191,35 @@ class Session:
             self.config.seed,
         )
 
-    def _join(self, last: int, at: Progress | None) -> tuple[membership.Generation, int]:
+    def _join(self, last: int, part: work.Work) -> tuple[membership.Generation, int]:
         """Blocks until there is a generation.
 
         Raises:
             Cancelled: there is none any more.
         """
-        request = pb.JoinRequest(
-            worker=self._worker.name,
-            generation=last,
-            progress=None if at is None else messages.progress_message(at),
-            address=self._address(),
-        )
-        reply = self._client.call("Join", request, deadline_s=_JOIN_S)
-        self._beat.regroup = False
-        if reply.stop:
-            raise Cancelled("the job is over")
-        return messages.generation_value(reply), reply.rank
+        while True:
+            if self._beat.leaving or self._beat.orphaned:
+                self._leaver.end(self._beat.leaving or "no master was heard from")
+            at = part.progress
+            request = pb.JoinRequest(
+                worker=self._worker.name,
+                generation=last,
+                progress=None if at is None else messages.progress_message(at),
+                address=self._address(),
+                term=self._client.term,
+            )
+            reply = self._client.call("Join", request, deadline_s=_JOIN_S)
+            if reply.save:
+                part.save()
+                continue
+            if reply.stop:
+                raise Cancelled("the job is over")
+            return messages.generation_value(reply), reply.rank
 
     def _address(self) -> str:
-        """Where others meet this worker; none are there in a job of one worker."""
-        if self.config.num_workers == 1:
+        """Where others meet this worker; empty where it is not to have any."""
+        self._meets = self._meets or self._beat.regroup
+        if not self._meets:
             return ""
         if self._meeting is None:
             from elasticdl.worker import group
@@ -206,22 +235,25 @@ class Session:
         part: work.Work,
     ) -> loop.Members:
         reproducible = self.config.reproducible
+        if generation.restore and rank == generation.source:
+            part.begin()
         if len(generation.members) == 1:
-            part.received(None)
             return members.Alone(copy, reproducible=reproducible)
+        self._meets = True
+        if not generation.rendezvous:
+            raise loop.GivenUp("rank 0 did not expect others")
         from elasticdl.worker import group
 
         try:
             together = group.Group(
-                generation, rank, own_host(self._client.address), lambda: self._beat.stop
+                generation,
+                rank,
+                own_host(self._client.address),
+                lambda: self._beat.given_up(generation.number),
+                term=generation.term,
             )
-            newest = max(generation.versions.values())
-            if part.shares_state and (newest < 0 or min(generation.versions.values()) < newest):
-                mine = rank == generation.source
-                content = together.broadcast(part.state() if mine else None, generation.source)
-                part.received(None if mine else content)
-            else:
-                part.received(None)
+            if generation.behind:
+                part.receive(generation, rank, together)
         except group.Broken as error:
             raise loop.GivenUp(str(error)) from error
         return members.Together(copy, together, reproducible=reproducible)
@@ -247,7 +279,8 @@ class Session:
             self._worker.name,
             prediction.Predictor(plan, opener, copy, self.config.batch_size),
             Path(self._registered.work_directory),
-            lambda: self._beat.stop,
+            self._beat,
+            self._leaver,
         )
 
 

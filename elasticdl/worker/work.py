@@ -1,10 +1,16 @@
 """What a member does in each generation, and the result that the job's last one leaves."""
 
+import base64
+import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from elasticdl import config as configs
 from elasticdl.config import JobConfig
 from elasticdl.core import membership
 from elasticdl.core.progress import Progress
@@ -13,7 +19,10 @@ from elasticdl.model import artifact
 from elasticdl.model import source as sources
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages, rpc
-from elasticdl.worker import heartbeat, loop, replica
+from elasticdl.worker import checkpoint, heartbeat, loop, replica
+
+if TYPE_CHECKING:
+    from elasticdl.worker import group as groups
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class Worker:
         beat: reports to the master.
         pool: threads that read ahead.
         directory: where results stand until the master publishes them.
+        checkpoints: where checkpoints stand.
     """
 
     name: str
@@ -33,24 +43,26 @@ class Worker:
     beat: heartbeat.Heartbeat
     pool: ThreadPoolExecutor
     directory: Path
+    checkpoints: Path
 
 
 class Work(Protocol):
     """A member's part of a job that is done in generations."""
 
     @property
-    def shares_state(self) -> bool:
-        """Whether members that are behind must receive the state of one that is not."""
-
-    @property
     def progress(self) -> Progress | None:
-        """Where the replica stands; None: there is none yet."""
+        """Where the replica stands; None: there is none yet, or none is needed."""
 
-    def state(self) -> bytes:
-        """All that a newcomer must have."""
+    def begin(self) -> None:
+        """Makes the first replica, where no worker has one."""
 
-    def received(self, content: bytes | None) -> None:
-        """Takes over the source's state, whole; None: this member's own is as good."""
+    def receive(self, generation: membership.Generation, rank: int, group: "groups.Group") -> None:
+        """Gives those members that are behind the source's replica, whole; raises `group.Broken`
+        where that failed, and then every replica is as it was.
+        """
+
+    def save(self) -> None:
+        """Writes a checkpoint now, unless there is one as new, or nothing to write."""
 
     def run(self, generation: membership.Generation, rank: int, together: loop.Members) -> None:
         """Works with the others until all is done; raises `loop.GivenUp` where it is not."""
@@ -59,10 +71,69 @@ class Work(Protocol):
         """Hands the result to the master."""
 
 
+class Saver:
+    """Checkpoints of one worker's replica, when they are due and it speaks for its generation."""
+
+    def __init__(self, worker: Worker, copy: replica.Replica) -> None:
+        self._worker = worker
+        self._replica = copy
+        self._every = worker.config.checkpoints
+        self._directory = worker.checkpoints
+        self._writer = checkpoint.Writer(worker.checkpoints, worker.config.keep_checkpoints)
+        self._term = self._generation = 0
+        self._version = 0
+        self._at = time.monotonic()
+        self._reported: tuple[object, str] = (None, "")
+
+    def joined(self, generation: membership.Generation, version: int) -> None:
+        """From now on checkpoints are of this generation."""
+        self._term, self._generation = generation.term, generation.number
+        # A new speaker does not know of the last one's checkpoints; it begins to count here.
+        self._version, self._at = version, time.monotonic()
+
+    def committed(self, position: loop.Position) -> None:
+        """The replica stands here now: a checkpoint is begun if one is due."""
+        now, version = time.monotonic(), position.progress.version
+        if checkpoint.due(self._every, version, now, self._version, self._at):
+            self._version, self._at = version, now
+            self._writer.begin(self._replica.snapshot(), self._meta(position))
+        self._report()
+
+    def save(self, position: loop.Position) -> None:
+        """Writes one now, unless there is one of this version or a later one."""
+        if self._every == configs.Every() or not position.progress.version:
+            return
+        there = checkpoint.listed(self._directory)
+        if any(each.number.version >= position.progress.version for each in there):
+            return
+        self._writer.save_now(self._replica.snapshot(), self._meta(position))
+        self._report()
+
+    def _meta(self, position: loop.Position) -> checkpoint.Meta:
+        config = self._worker.config
+        return checkpoint.Meta(
+            term=self._term,
+            generation=self._generation,
+            progress=position.progress,
+            epoch_version=position.epoch_version,
+            elements=position.elements,
+            epoch_elements=position.epoch_elements,
+            fingerprint={"model_def": config.model_def, "params": config.params},
+        )
+
+    def _report(self) -> None:
+        last, problem = self._writer.last, self._writer.problem
+        if (last, problem) == self._reported:
+            return
+        self._reported = (last, problem)
+        report = pb.CheckpointReport(problem=problem)
+        if last is not None:
+            report.version, report.bytes, report.seconds = last.version, last.bytes, last.seconds
+        self._worker.beat.checkpointed(report)
+
+
 class Trainer:
     """A member's part of a training."""
-
-    shares_state = True
 
     def __init__(
         self,
@@ -77,8 +148,9 @@ class Trainer:
         self._replica = copy
         self._sample = sample
         self._source = source
+        self._saver = Saver(worker, copy)
         self._training = loop.Training(
-            worker.config, copy, data, eval_data, worker.beat, worker.pool
+            worker.config, copy, data, eval_data, worker.beat, worker.pool, self._saver
         )
         self._has_replica = False
 
@@ -86,30 +158,75 @@ class Trainer:
     def progress(self) -> Progress | None:
         return self._training.progress if self._has_replica else None
 
-    def state(self) -> bytes:
-        at = messages.progress_message(self._training.progress).SerializeToString()
-        head = (len(at), self._training.epoch_version)
-        return b"".join(n.to_bytes(8, "little") for n in head) + at + self._replica.dump()
-
-    def received(self, content: bytes | None) -> None:
-        if content is not None:
-            length, epoch_version = (
-                int.from_bytes(content[begin : begin + 8], "little") for begin in (0, 8)
+    def begin(self) -> None:
+        found = checkpoint.newest(self._worker.checkpoints)
+        for damaged in found.passed_over:
+            self._worker.beat.notice(f"A checkpoint is passed over: {damaged}.")
+        if found.loaded is not None:
+            checkpoint.restore(self._replica, found.loaded)
+            meta = found.loaded.meta
+            self._training.position = loop.Position(
+                meta.progress, meta.epoch_version, meta.elements, meta.epoch_elements
             )
-            at = messages.progress_value(pb.Progress.FromString(content[16 : 16 + length]))
-            self._replica.restore(content[16 + length :])
-            self._training.progress = at
-            self._training.epoch_version = epoch_version
+            self._worker.beat.notice(
+                f"The training goes on from the checkpoint of step {meta.progress.version:,}."
+            )
+        elif self._worker.config.from_checkpoint:
+            self._warm(self._worker.config.from_checkpoint)
         self._has_replica = True
 
+    def _warm(self, where: str) -> None:
+        """Takes over another training's weights: those of a checkpoint, or of a trained model."""
+        loaded = checkpoint.found_at(where)
+        if loaded is not None:
+            checkpoint.warm_start(self._replica, loaded)
+        else:
+            artifact.restore(self._replica.definition, where)
+        self._worker.beat.notice(
+            f"The training begins with the weights of {loaded.path if loaded else where}."
+        )
+
+    def receive(self, generation: membership.Generation, rank: int, group: "groups.Group") -> None:
+        import torch
+
+        mine, position = rank == generation.source, self._training.position
+        head = json.dumps(
+            [
+                position.epoch_version,
+                position.elements,
+                position.epoch_elements,
+                base64.b64encode(
+                    messages.progress_message(position.progress).SerializeToString()
+                ).decode(),
+            ]
+        )
+        head = group.broadcast(head.encode() if mine else None, generation.source).decode()
+        state = np.empty(self._replica.state_bytes, np.uint8)
+        if mine:
+            self._replica.dump_into(state)
+        group.broadcast_into(torch.from_numpy(state), generation.source)
+        if rank in generation.behind:
+            epoch_version, elements, epoch_elements, at = json.loads(head)
+            progress = messages.progress_value(pb.Progress.FromString(base64.b64decode(at)))
+            self._replica.restore(state)
+            self._training.position = loop.Position(
+                progress, epoch_version, elements, epoch_elements
+            )
+            self._has_replica = True
+
+    def save(self) -> None:
+        if self._has_replica:
+            self._saver.save(self._training.position)
+
     def run(self, generation: membership.Generation, rank: int, together: loop.Members) -> None:
+        self._saver.joined(generation, self._training.progress.version)
         self._training.run(generation, rank, together)
 
     def finish(self, generation: membership.Generation) -> None:
         worker, training = self._worker, self._training
         worker.beat.phase("exporting")
         worker.beat.flush()
-        directory = worker.directory / f"generation-{generation.number}"
+        directory = worker.directory / f"generation-{generation.term}-{generation.number}"
         with outputs.writing(worker.config.output):
             directory.mkdir()
             artifact.write(
@@ -129,14 +246,15 @@ class Trainer:
                 version=training.progress.version,
                 directory=str(directory),
                 metrics=messages.metric_messages(training.metrics),
+                term=generation.term,
             ),
+            deadline_s=worker.config.orphan_s,
         )
 
 
 class Evaluator:
     """A member's part of an evaluation; all members have read the same trained model."""
 
-    shares_state = False
     progress: Progress | None = None
 
     def __init__(self, worker: Worker, copy: replica.Replica, data: loop.DataSet) -> None:
@@ -146,18 +264,27 @@ class Evaluator:
         self._metrics: dict[str, messages.Metric] = {}
         self._elements = 0
 
-    def state(self) -> bytes:
-        return b""
+    def begin(self) -> None:
+        """The model is what it was trained to be."""
 
-    def received(self, content: bytes | None) -> None:
+    def receive(self, generation: membership.Generation, rank: int, group: "groups.Group") -> None:
         """Nothing is ever sent."""
+
+    def save(self) -> None:
+        """Nothing is lost with a worker."""
 
     def run(self, generation: membership.Generation, rank: int, together: loop.Members) -> None:
         worker = self._worker
         worker.beat.phase("evaluating")
         hosted = generation.streams[generation.members[rank]]
         sums, self._elements = loop.evaluation(
-            worker.config, self._replica, self._data, hosted, together, worker.pool
+            worker.config,
+            self._replica,
+            self._data,
+            hosted,
+            together,
+            worker.pool,
+            interrupted=lambda: bool(worker.beat.leaving) or worker.beat.stop,
         )
         self._metrics = dict(self._replica.evaluation_metrics(sums, self._elements))
 
@@ -169,5 +296,7 @@ class Evaluator:
                 generation=generation.number,
                 version=self._elements,
                 metrics=messages.metric_messages(self._metrics),
+                term=generation.term,
             ),
+            deadline_s=self._worker.config.orphan_s,
         )

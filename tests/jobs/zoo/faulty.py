@@ -1,0 +1,134 @@
+"""Models whose workers fail at scripted points: the plan is a directory, see `tests.jobs.faults`."""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+
+from counting import Counting as _Counting
+from digits import Conv as _Conv
+from digits import Dense as _Dense
+
+
+class Faults:
+    """Puts the plan's faults at their points in this worker; each of them happens once.
+
+    Points, in the order of a worker's life: join (the master has answered, nothing is connected),
+    send and receive (of the source's replica, half of it having gone), step (before the gradient),
+    reduce (before the all-reduce), reducing (in it), reduced (after it, nothing is applied),
+    applied (nothing is reported), saving (a checkpoint is half written), export (the result).
+    """
+
+    def __init__(self, plan):
+        self.plan = pathlib.Path(plan)
+        self.entries = json.loads((self.plan / "plan.json").read_text())
+        self.worker = sys.argv[-1]
+        self.version = 0
+        self._install()
+
+    def reach(self, point):
+        for number, entry in enumerate(self.entries):
+            if entry["point"] != point or self.version < entry["version"]:
+                continue
+            if entry["worker"] not in ("any", self.worker):
+                continue
+            if not self._first(number):
+                continue
+            self._do(entry)
+
+    def _first(self, number):
+        try:
+            (self.plan / f"fired-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _do(self, entry):
+        for victim in entry["victims"]:
+            if victim == "master":
+                claim = json.loads(pathlib.Path(sys.argv[-2]).with_name("claim").read_text())
+                os.kill(claim["pid"], signal.SIGKILL)
+        if "self" in entry["victims"]:
+            os.kill(os.getpid(), entry["signal"])
+
+    def _install(self):
+        from elasticdl.worker import checkpoint, group, loop, members, session, work
+
+        def before(owner, name, point):
+            inner = getattr(owner, name)
+
+            def wrapped(*arguments, **keywords):
+                self.reach(point)
+                return inner(*arguments, **keywords)
+
+            setattr(owner, name, wrapped)
+
+        def after(owner, name, point):
+            inner = getattr(owner, name)
+
+            def wrapped(*arguments, **keywords):
+                result = inner(*arguments, **keywords)
+                self.reach(point)
+                return result
+
+            setattr(owner, name, wrapped)
+
+        faults = self
+        step = loop.Training._step
+
+        def stepped(training, together, speaks):
+            faults.version = training.progress.version
+            faults.reach("step")
+            return step(training, together, speaks)
+
+        loop.Training._step = stepped
+        before(session.Session, "_connect", "join")
+        before(group.Group, "all_reduce", "reduce")
+        after(group.Group, "all_reduce", "reduced")
+        for kind in (members.Alone, members.Together):
+            after(kind, "step", "applied")
+        before(work.Trainer, "finish", "export")
+        before(checkpoint, "_sync", "saving")
+        receive = group.Group.broadcast_into
+
+        def received(joined, buffer, source):
+            self.reach("send" if joined.rank == source else "receive")
+            return receive(joined, buffer, source)
+
+        group.Group.broadcast_into = received
+        finish = group.Group._finish
+
+        def finished(joined, begin):
+            def begun():
+                work = begin()
+                self.reach("reducing")
+                return work
+
+            return finish(joined, begun)
+
+        group.Group._finish = finished
+
+
+class Counting(_Counting):
+    """Counts, with faults."""
+
+    def __init__(self, context=None, plan="", **keywords):
+        super().__init__(context, **keywords)
+        self.faults = Faults(plan) if plan else None
+
+
+class Dense(_Dense):
+    """Classifies digits, with faults."""
+
+    def __init__(self, context=None, plan="", **keywords):
+        super().__init__(context, **keywords)
+        self.faults = Faults(plan) if plan else None
+
+
+class Conv(_Conv):
+    """Batch statistics and a random layer, with faults."""
+
+    def __init__(self, context=None, plan="", **keywords):
+        super().__init__(context, **keywords)
+        self.faults = Faults(plan) if plan else None
