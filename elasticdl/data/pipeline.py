@@ -1,4 +1,4 @@
-"""Stream or lease → elements: slices through the user's input function, read ahead, replayable."""
+"""Slices → blocks of elements, through the user's input function, the same ones each time."""
 
 import contextlib
 import itertools
@@ -6,8 +6,7 @@ import random
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +20,13 @@ from tensorflow.python.eager import context as eager_context
 from tensorflow.python.framework import op_def_registry
 
 from elasticdl.core import seeds, streams
-from elasticdl.core.progress import Cursor, Used
-from elasticdl.data import sources
-from elasticdl.errors import Cancelled, ElasticDLError, UserCodeError, UserError
+from elasticdl.core.progress import Used
+from elasticdl.data import permuted, sources
+from elasticdl.errors import ElasticDLError, UserCodeError, UserError
 
 _BLOCK_BYTES = 1 << 20
 _MOST_BLOCK = 256
+_GROWTH = 4
 _UNKNOWN_DIMENSION = 64
 _ENDLESS = 1000  # elements for each record from which on an input function counts as endless
 
@@ -47,6 +47,10 @@ class Block:
     components: tuple[Component, ...]
     elements: int
     first: int
+
+
+Part = tuple[streams.Slice, Block, range]
+"""Some elements of a block of a slice."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ class Step:
     skip: int
 
 
+Walk = Generator[tuple[Step, Block], None, None]
+
+
 class Opener:
     """Slices → blocks of elements, the same ones each time.
 
@@ -110,6 +117,7 @@ class Opener:
         self._create_dataset = create_dataset
         self._seed = seed
         self.block = 0
+        self._permuted: permuted.Permuted | None = None
         # Number of a walk → a dataset of the blocks of that walk, (tag, block).
         self._traced: Any = None
         self._walks: dict[int, _Passed] = {}
@@ -145,18 +153,39 @@ class Opener:
         for _, block in self.walk(iter([Step(epoch, 0, slice_, skip)]), ahead=False):
             yield block
 
-    def walk(self, steps: Iterator[Step], *, ahead: bool = True) -> Iterator[tuple[Step, Block]]:
+    def walk(self, steps: Iterator[Step], *, first: int = 0, ahead: bool = True) -> Walk:
         """The blocks of one slice after another.
 
         Args:
+            first: the most elements of the first block, where small blocks come sooner; 0: `block`.
             ahead: whether to go on reading while nobody asks.
 
         Raises:
             CorruptData, UserError, UserCodeError: as `blocks`.
         """
+        if self._permuted is not None:
+            yield from self._chosen(self._permuted, steps, first or self.block)
+            return
         together = self._traced is not None and ahead
         for some in [steps] if together else (iter([step]) for step in steps):
             yield from self._run(some)
+
+    def _chosen(self, permuted: permuted.Permuted, steps: Iterator[Step], size: int) -> Walk:
+        """Blocks that begin with `size` elements and grow."""
+        for step in steps:
+            records, seed = self._records(step.slice), self.seed_of(step.slice, step.epoch)
+            try:
+                places = permuted.places(len(records), seed)
+                first = step.skip
+                while first < len(records):
+                    batch = permuted.elements(records[places[first : first + size]], seed)
+                    components = tuple(_component(leaf) for leaf in tf.nest.flatten(batch))
+                    count = _length(components[0])
+                    yield step, Block(components, count, first)
+                    first += count
+                    size = min(_GROWTH * size, self.block)
+            except tf.errors.OpError as error:
+                raise self._problem(step.slice, error) from error
 
     def _run(self, steps: Iterator[Step]) -> Iterator[tuple[Step, Block]]:
         """One pipeline through all of `steps`, or, if there is no traced function, one step."""
@@ -200,6 +229,24 @@ class Opener:
                     f"{step.slice.records} records. Remove repeat(): --epochs says how often."
                 )
 
+    def joined(self, parts: Sequence[Part]) -> tuple[Component, ...]:
+        """The elements of parts of blocks as TensorFlow takes them, one behind the other.
+
+        Raises:
+            UserError: their shapes differ.
+        """
+        columns = [
+            [_cut(component, some.start, some.stop) for component in block.components]
+            for _, block, some in parts
+            if len(some)
+        ]
+        try:
+            return tuple(tensors([_concatenated(c) for c in zip(*columns, strict=True)]))
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            where = "; ".join(dict.fromkeys(self.where(slice_) for slice_, _, _ in parts))
+            shapes = _shapes_of([block for _, block, _ in parts])
+            raise _unequal(f"got {shapes}", where) from error
+
     def where(self, slice_: streams.Slice) -> str:
         """The slice in words."""
         return f"{self.files[slice_.file]}, records {slice_.start} to {slice_.end - 1}"
@@ -237,32 +284,44 @@ class Opener:
 
         drew = False
 
-        def pipeline(records: Any, seed: Any, skip: Any, tag: Any) -> tf.data.Dataset:
-            nonlocal drew
+        @contextlib.contextmanager
+        def seeded(seed: Any) -> Iterator[None]:
             # As outside of a function: AutoGraph rewrites the `if`s of what is mapped.
             status = ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED)
             with _seeds(0, seed), status:
+                yield
+
+        def pipeline(records: Any, seed: Any, skip: Any, tag: Any) -> tf.data.Dataset:
+            nonlocal drew
+            with seeded(seed):
                 before = _python_random()
                 elements = self._create_dataset(tf.data.Dataset.from_tensor_slices(records))
                 drew = _python_random() != before
             return self._batches(elements, skip, tag)
 
-        try:
+        # What a user's function cannot do in a graph may raise anything; it goes on outside of one,
+        # where a damaged file or a fault of ours raises again.
+        with contextlib.suppress(Exception):
             with Opener._building:
                 traced = tf.function(pipeline, autograph=False).get_concrete_function(
                     *_SLICE_INPUTS
                 )
             if drew or not _repeats(traced.graph):
                 return
+            with contextlib.suppress(Exception):
+                with Opener._building:
+                    self._permuted = permuted.trace(self._create_dataset, seeded)
+                if self._permuted is not None and self._begins_with(slice_, block):
+                    return
+            self._permuted = None
             self._traced = self._walking(traced)
-            again = next(self.blocks(slice_, 0), None)
-        # What a user's function cannot do in a graph may raise anything; it goes on outside of one,
-        # where a damaged file or a fault of ours raises again.
-        except Exception:
-            self._traced = None
-            return
-        if again is None or not _same(block, again):
-            self._traced = None
+            if self._begins_with(slice_, block):
+                return
+        self._traced = None
+
+    def _begins_with(self, slice_: streams.Slice, block: Block) -> bool:
+        again = next(self.blocks(slice_, 0), None)
+        return again is not None and _same(block, again)
 
     def _walking(self, pipeline: Any) -> Any:
         """The function from a walk's number to its dataset: built once, it opens in no time.
@@ -292,7 +351,7 @@ class Opener:
             return function.get_concrete_function(tf.TensorSpec([], tf.int64))
 
     def _problem(self, slice_: streams.Slice, error: Exception) -> ElasticDLError:
-        text = str(getattr(error, "message", error)).strip()
+        text = str(getattr(error, "message", error)).rpartition(_UNKNOWN_PLACE)[2].strip()
         if "Cannot batch tensors with different shapes" in text:
             return _unequal(first_line(text).rstrip("."), self.where(slice_))
         # Without Python in it, the text names nodes of a graph, which say nothing to its author.
@@ -355,235 +414,6 @@ class _Passed:
             yield step
 
 
-class Stream:
-    """One stream from a cursor on, read ahead by threads of `pool`.
-
-    Args:
-        epochs: how often the stream is walked through.
-        ahead: elements to keep ready.
-    """
-
-    def __init__(
-        self,
-        plan: streams.Plan,
-        number: int,
-        cursor: Cursor,
-        opener: Opener,
-        pool: ThreadPoolExecutor,
-        *,
-        epochs: int,
-        ahead: int,
-    ) -> None:
-        self._plan = plan
-        self._number = number
-        self._opener = opener
-        self._pool = pool
-        self._epochs = epochs
-        self._ahead = ahead
-        self._source = self._walk(cursor)
-        self._condition = threading.Condition()
-        self._ready: deque[_Piece] = deque()
-        self._elements = 0
-        self._filling = False
-        self._failure: BaseException | None = None
-        self._closed = False
-        self._end = False
-        with self._condition:
-            self._fill_more()
-
-    def take(self, epoch: int, count: int) -> tuple[list["_Piece"], Used]:
-        """The next `count` elements of this epoch, fewer only at its end, and what that leaves."""
-        taken: list[_Piece] = []
-        missing = count
-        with self._condition:
-            # One element more than asked: only then is it known where the stream stands.
-            while True:
-                self._wait_for_piece()
-                piece = self._ready[0]
-                if piece.epoch != epoch or not missing:
-                    break
-                part = piece.elements[:missing] if piece.block else piece.elements
-                if len(part) == len(piece.elements):
-                    self._ready.popleft()
-                else:
-                    self._ready[0] = piece.rest(len(part))
-                taken.append(piece.only(len(part)))
-                missing -= len(part)
-                self._elements -= len(part)
-                self._fill_more()
-            cursor = piece.cursor
-        return taken, Used(count - missing, cursor)
-
-    def put_back(self, pieces: Sequence["_Piece"]) -> None:
-        """Undoes a `take` that gave these pieces, if it was the last one."""
-        with self._condition:
-            self._ready.extendleft(reversed(pieces))
-            self._elements += sum(len(piece.elements) for piece in pieces)
-
-    def close(self) -> None:
-        """Stops reading ahead; nothing can be taken any more."""
-        with self._condition:
-            self._closed = True
-            self._ready.clear()
-            if not self._filling:
-                self._source.close()
-            self._condition.notify_all()
-
-    def _wait_for_piece(self) -> None:
-        while not self._ready:
-            if self._failure is not None:
-                raise self._failure
-            if self._closed:
-                raise Cancelled("the stream is closed")
-            self._fill_more()
-            self._condition.wait()
-
-    def _fill_more(self) -> None:
-        wanted = self._elements < self._ahead and not self._end and not self._closed
-        if wanted and not self._filling and self._failure is None:
-            self._filling = True
-            self._pool.submit(self._fill)
-
-    def _fill(self) -> None:
-        try:
-            piece = next(self._source, None)
-        except BaseException as error:
-            with self._condition:
-                self._failure, self._filling = error, False
-                self._condition.notify_all()
-            return
-        with self._condition:
-            self._filling = False
-            if self._closed:
-                self._source.close()
-            elif piece is None:
-                self._end = True
-            else:
-                self._ready.append(piece)
-                self._elements += len(piece.elements)
-                self._fill_more()
-            self._condition.notify_all()
-
-    def _walk(self, cursor: Cursor) -> Generator["_Piece", None, None]:
-        """All pieces from the cursor on; a piece without elements is where the stream ends."""
-        for step, block in self._opener.walk(self._steps(cursor)):
-            yield _Piece(step.epoch, step.index, step.slice, block, range(block.elements))
-        yield _Piece(self._epochs, 0, None, None, range(0))
-
-    def _steps(self, cursor: Cursor) -> Iterator[Step]:
-        index, skip = cursor.slice, cursor.element
-        for epoch in range(cursor.epoch, self._epochs):
-            while (slice_ := self._plan.slice_of(epoch, self._number, index)) is not None:
-                yield Step(epoch, index, slice_, skip)
-                index, skip = index + 1, 0
-            index = skip = 0
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """The elements `elements` of a block."""
-
-    epoch: int
-    index: int
-    slice: streams.Slice | None
-    block: Block | None
-    elements: range
-
-    @property
-    def cursor(self) -> Cursor:
-        """The cursor whose next element is this piece's first.
-
-        Where it stands does not depend on where the stream was opened: slices without elements
-        are passed over, also at the beginning of an epoch.
-        """
-        if self.block is None:
-            return Cursor(self.epoch, 0, 0)
-        return Cursor(self.epoch, self.index, self.block.first + self.elements.start)
-
-    def only(self, count: int) -> "_Piece":
-        return _Piece(self.epoch, self.index, self.slice, self.block, self.elements[:count])
-
-    def rest(self, count: int) -> "_Piece":
-        return _Piece(self.epoch, self.index, self.slice, self.block, self.elements[count:])
-
-
-_Asked = tuple[int, tuple[int, ...]]  # the epoch, and the share of each hosted stream
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """A batch, and the pieces of each stream that it was made of."""
-
-    batch: Batch
-    pieces: dict[int, list[_Piece]]
-
-
-class Streams:
-    """The streams that a member hosts, for as long as its generation lasts."""
-
-    def __init__(
-        self,
-        plan: streams.Plan,
-        cursors: dict[int, Cursor],
-        opener: Opener,
-        pool: ThreadPoolExecutor,
-        *,
-        epochs: int,
-        share: int,
-    ) -> None:
-        self._opener = opener
-        # Small elements come in blocks; of large ones no more is kept than a few steps need.
-        ahead = max(4 * share, min(32, opener.block))
-        self._streams = {
-            number: Stream(plan, number, cursor, opener, pool, epochs=epochs, ahead=ahead)
-            for number, cursor in sorted(cursors.items())
-        }
-        self._pool = pool
-        self._expected: tuple[_Asked, Future[_Taken]] | None = None
-
-    def take(self, epoch: int, shares: Sequence[int] | Mapping[int, int]) -> Batch:
-        """A step's elements: of each hosted stream as many as `shares` says for it."""
-        asked = self._asked(epoch, shares)
-        if self._expected is not None:
-            expected, future = self._expected
-            self._expected = None
-            taken = future.result()
-            if expected == asked:
-                return taken.batch
-            for number, pieces in taken.pieces.items():
-                self._streams[number].put_back(pieces)
-        return self._take(asked).batch
-
-    def expect(self, epoch: int, shares: Sequence[int] | Mapping[int, int]) -> None:
-        """Puts together, in the background, what the next `take` is likely to ask for."""
-        asked = self._asked(epoch, shares)
-        self._expected = asked, self._pool.submit(self._take, asked)
-
-    def _asked(self, epoch: int, shares: Sequence[int] | Mapping[int, int]) -> "_Asked":
-        return epoch, tuple(shares[number] for number in self._streams)
-
-    def _take(self, asked: "_Asked") -> "_Taken":
-        epoch, shares = asked
-        by_stream: dict[int, list[_Piece]] = {}
-        used, slices = {}, {}
-        for (number, stream), share in zip(self._streams.items(), shares, strict=True):
-            taken, used[number] = stream.take(epoch, share)
-            by_stream[number] = taken
-            slices[number] = tuple(piece.slice for piece in taken if piece.slice is not None)
-        counts = tuple(each.elements for each in used.values())
-        pieces = [piece for taken in by_stream.values() for piece in taken]
-        try:
-            components = _joined(pieces)
-        except (ValueError, tf.errors.InvalidArgumentError) as error:
-            where = "; ".join(dict.fromkeys(self._opener.where(p.slice) for p in pieces if p.slice))
-            raise _unequal(f"got {_shapes_of(pieces)}", where) from error
-        return _Taken(Batch(tuple(tensors(components)), counts, used, slices), by_stream)
-
-    def close(self) -> None:
-        for stream in self._streams.values():
-            stream.close()
-
-
 def part_of(batch: Batch, begin: int, end: int) -> tuple[Component, ...]:
     """The components of the elements [begin, end) of a batch."""
     return tuple(_cut(component, begin, end) for component in batch.components)
@@ -614,6 +444,7 @@ def first_line(text: str) -> str:
 
 
 _DEFINED = "Detected at node"
+_UNKNOWN_PLACE = "<stack traces unavailable>\n"
 _NODES = re.compile(r"(\s*\[\[\{\{.*|\s*\[Op:\w+\].*)", re.DOTALL)
 _WRAPPING = re.compile(
     r"^(\{\{[^}]*\}\}\s*)*"
@@ -748,22 +579,8 @@ def _cut(component: Component, begin: int, end: int) -> Component:
     return component[begin:end]
 
 
-def _joined(pieces: Sequence[_Piece]) -> tuple[Component, ...]:
-    """The pieces' elements, one behind the other."""
-    parts = [
-        tuple(
-            _cut(component, piece.elements.start, piece.elements.stop)
-            for component in piece.block.components
-        )
-        for piece in pieces
-        if piece.block is not None and len(piece.elements)
-    ]
-    return tuple(_concatenated(column) for column in zip(*parts, strict=True))
-
-
-def _shapes_of(pieces: Sequence[_Piece]) -> str:
-    """The shapes of the pieces' elements, without those that are the same in all."""
-    blocks = [piece.block for piece in pieces if piece.block is not None]
+def _shapes_of(blocks: Sequence[Block]) -> str:
+    """The shapes of the blocks' elements, without those that are the same in all."""
     columns = zip(*([str(list(c.shape[1:])) for c in b.components] for b in blocks), strict=True)
     return "; ".join(" and ".join(dict.fromkeys(c)) for c in columns if len(set(c)) > 1)
 
