@@ -103,6 +103,18 @@ def test_evaluation_reads_the_zoo_in_the_trained_model(tmp_path: Path) -> None:
     assert "epochs" not in trained.origins
 
 
+@pytest.mark.parametrize(
+    ("environ", "directory"),
+    [
+        ({"HOME": "/h"}, "/h/.local/state/elasticdl"),
+        ({"HOME": "/h", "XDG_STATE_HOME": "/state"}, "/state/elasticdl"),
+        ({"HOME": "/h", "XDG_STATE_HOME": "relative"}, "/h/.local/state/elasticdl"),
+    ],
+)
+def test_what_runs_is_noted_where_xdg_has_states(environ: dict[str, str], directory: str) -> None:
+    assert config.state_directory(environ) == directory
+
+
 def test_user_configuration_follows_xdg(tmp_path: Path) -> None:
     (tmp_path / "elasticdl").mkdir()
     (tmp_path / "elasticdl" / "config.toml").write_text("num_workers = 2")
@@ -151,6 +163,16 @@ def test_values_from_python_are_called_arguments() -> None:
         ("reproducible", False, False),
         ("output", Path("a/b"), "a/b"),
         ("params", {"hidden_units": [10, 5]}, "hidden_units=[10, 5]"),
+        ("grace_s", "2.5", 2.5),
+        ("grace_s", 2, 2.0),
+        ("grace_s", np.float32(0.5), 0.5),
+        ("rebalance_gain", "0", 0.0),
+        ("orphan_s", "1e3", 1000.0),
+        ("standby_workers", "-1", -1),
+        ("checkpoint_every", 500, "500"),
+        ("checkpoint_every", "5min", "5min"),
+        ("restart", "yes", True),
+        ("from_checkpoint", Path("other/out"), "other/out"),
     ],
 )
 def test_text_and_python_values_become_the_settings_type(
@@ -181,6 +203,25 @@ def test_text_and_python_values_become_the_settings_type(
         ({"job_name": "My Job"}, "job_name: expected 1 to 63 small letters"),
         ({"job_name": "-a"}, "a letter or digit first and last; got '-a'."),
         ({"job_name": "a" * 64}, "job_name: expected 1 to 63"),
+        ({"grace_s": "soon"}, "--grace_s: expected a number; got 'soon'."),
+        ({"grace_s": True}, "--grace_s: expected a number; got True."),
+        ({"grace_s": None, "orphan_s": [1]}, "--orphan_s: expected a number; got [1]."),
+        ({"grace_s": 0}, "grace_s: expected seconds, more than 0; got 0.0."),
+        ({"grace_s": "nan"}, "grace_s: expected seconds, more than 0; got nan."),
+        ({"orphan_s": "inf"}, "orphan_s: expected seconds, more than 0; got inf."),
+        ({"orphan_s": -1.5}, "orphan_s: expected seconds, more than 0; got -1.5."),
+        ({"rebalance_gain": 1}, "rebalance_gain: expected a share, 0 or more and less than 1; "),
+        ({"rebalance_gain": "nan"}, "rebalance_gain: expected a share"),
+        ({"standby_workers": -2}, "standby_workers: expected 0 or more, or -1 to leave it to "),
+        ({"min_workers": 0}, "min_workers: expected at least 1; got 0."),
+        (
+            {"min_workers": 3, "num_workers": 2},
+            "min_workers: expected at most num_workers, 2; got 3. Raise --num_workers or lower",
+        ),
+        ({"keep_checkpoints": 0}, "keep_checkpoints: expected at least 1; got 0."),
+        ({"max_failures": 0}, "max_failures: expected at least 1; got 0."),
+        ({"checkpoint_every": "often"}, "or 0 for none; got 'often'."),
+        ({"checkpoint_every": True}, "--checkpoint_every: expected text; got True."),
         ({"num_workers": 17}, "expected at most one worker a stream, 16; got 17. Raise --streams"),
     ],
 )
@@ -225,6 +266,11 @@ def test_a_flag_replaces_params_of_lower_layers_whole() -> None:
         ("[predcit]\nstreams = 3", "predcit: expected the name of a setting"),
         ("batch-size = 1\nbatch_size = 2", "batch_size: expected batch_size once; got it twice."),
         ("params = 'a=1'\nmodel_params = 'a=1'", "expected params once; got it twice."),
+        ("grace_s = '2'", "grace_s: expected a number; got '2'."),
+        ("grace_s = true", "grace_s: expected a number; got True."),
+        ("orphan_s = 0", "expected seconds, more than 0; got 0.0. It comes from "),
+        ("checkpoint_every = 1.5", "checkpoint_every: expected text; got 1.5."),
+        ("[predict]\ncheckpoint_every = 5", "expected a setting of elasticdl predict; got one of"),
         ("params = {day = 2020-01-01}", "params: day: expected numbers, text, None"),
         ("[train]\nepochs = 0", "got 0. It comes from "),
         ("eval_data = '$NO_SUCH'", "elasticdl.toml: eval_data: expected defined variables"),
@@ -249,6 +295,64 @@ def test_a_directory_in_the_files_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "elasticdl.toml").mkdir()
     with pytest.raises(UserError, match=r"elasticdl\.toml: expected a readable file"):
         resolve({**TRAIN, "model_zoo": str(tmp_path)})
+
+
+def test_numbers_with_fractions_come_from_everywhere(tmp_path: Path) -> None:
+    (tmp_path / "elasticdl.toml").write_text(
+        "grace_s = 2\n[train]\nrebalance_gain = 0.25\ncheckpoint_every = 100\n"
+    )
+    job = resolve({**TRAIN, "model_zoo": str(tmp_path)}, {"ELASTICDL_ORPHAN_S": "1.5"}).config
+    assert (job.grace_s, job.rebalance_gain, job.orphan_s) == (2.0, 0.25, 1.5)
+    assert type(job.grace_s) is float
+    assert job.checkpoints == config.Every(steps=100)
+
+
+# ---- checkpoints ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "every"),
+    [
+        ("500", config.Every(steps=500)),
+        (" 7 ", config.Every(steps=7)),
+        ("30s", config.Every(seconds=30)),
+        ("0.5s", config.Every(seconds=0.5)),
+        ("10 sec", config.Every(seconds=10)),
+        ("5min", config.Every(seconds=300)),
+        ("1.5m", config.Every(seconds=90)),
+        ("1h", config.Every(seconds=3600)),
+        ("0", config.Every()),
+    ],
+)
+def test_checkpoints_are_due_after_steps_or_time(text: str, every: config.Every) -> None:
+    assert config.parse_every(text) == every
+    assert resolve({**TRAIN, "checkpoint_every": text}).config.checkpoints == every
+
+
+@pytest.mark.parametrize(
+    "text", ["", "s", "-5", "1.5", "0s", "0.0min", "5 days", "1h30min", "5S", "1e3", "½s", "²"]
+)
+def test_any_other_word_for_it_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.parse_every(text)
+    assert str(caught.value) == (
+        "checkpoint_every: expected steps such as 500, a time such as 30s, 5min or 1h, or 0 for "
+        f"none; got {text!r}."
+    )
+
+
+@given(text=st.text())
+def test_whatever_else_is_written_there_is_a_user_error(text: str) -> None:
+    try:
+        every = config.parse_every(text)
+    except UserError:
+        return
+    assert min(every.steps, every.seconds) == 0 <= max(every.steps, every.seconds)
+
+
+def test_only_trainings_have_checkpoints() -> None:
+    kinds = {config.BY_NAME[name].kinds for name in ("checkpoint_every", "keep_checkpoints")}
+    assert kinds == {config.TRAIN}
 
 
 # ---- paths ------------------------------------------------------------------------------------
@@ -431,13 +535,24 @@ TEXTS = st.text(st.characters(), max_size=20)
 BY_TYPE: Mapping[type, st.SearchStrategy[Any]] = {
     str: TEXTS,
     int: st.integers(1, 16),
+    float: st.floats(0.0, 0.99, exclude_min=True),
     bool: st.booleans(),
 }
 FREE = [
     setting
     for setting in config.SETTINGS
     if setting.name
-    not in ("cluster", "nan_loss", "params_format", "job_name", "params", "num_workers", "streams")
+    not in (
+        "checkpoint_every",
+        "cluster",
+        "job_name",
+        "min_workers",
+        "nan_loss",
+        "num_workers",
+        "params",
+        "params_format",
+        "streams",
+    )
 ]
 
 
