@@ -236,7 +236,7 @@ def status_lines(config: JobConfig, status: Status) -> list[str]:
     if status.checkpoint_version:
         lines.append(f"checkpoint: step {status.checkpoint_version:,}")
     if status.checkpoint_problem:
-        lines.append(f"checkpoint: {status.checkpoint_problem}")
+        lines.append(status.checkpoint_problem)
     rows = [
         (each.worker, each.phase, ",".join(map(str, each.streams)) if each.rank >= 0 else "")
         for each in status.workers

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import typer
 
 from elasticdl.cli import display
+from elasticdl.errors import UserError
 
 LIST_EXAMPLES = """
 Example:
@@ -52,6 +53,20 @@ class Session(Protocol):
     def api(self) -> Any: ...
 
 
+def _with_master(session: Session, name: str) -> Any:
+    """The job, which is not taken over: this command ends at once, and would take it along."""
+    api = session.api()
+    for each in api.jobs():
+        if each.job_name == name and each.phase == "orphaned":
+            workers = display.count(each.workers, "worker")
+            raise UserError(
+                f"job_name: expected a job that has a master; got {name}, whose {workers} "
+                "run without one. Give the job's own command again to take them over, or end them "
+                f"with `elasticdl job stop {name}`."
+            )
+    return api.attach(name)
+
+
 @app.command("list", epilog=LIST_EXAMPLES)
 def list_(ctx: typer.Context, as_json: bool = _JSON) -> None:
     """List the jobs that run on this machine."""
@@ -88,7 +103,7 @@ def list_(ctx: typer.Context, as_json: bool = _JSON) -> None:
 def status(ctx: typer.Context, name: str = _NAME, as_json: bool = _JSON) -> None:
     """Show how a job stands, its workers and what was decided."""
     session: Session = ctx.obj
-    job = session.api().attach(name)
+    job = _with_master(session, name)
     now = job.status()
     out = display.Lines(session.out)
     if as_json:
@@ -106,7 +121,7 @@ def scale(
 ) -> None:
     """Change the number of a job's workers while it runs."""
     session: Session = ctx.obj
-    session.api().attach(name).scale(num_workers)
+    _with_master(session, name).scale(num_workers)
     display.Lines(session.out).write(
         f"Job {name} goes on with {display.count(num_workers, 'worker')}."
     )

@@ -23,6 +23,8 @@ TRAINING = JobConfig(
 class Worker:
     worker: str
     phase: str = "member"
+    rank: int = -1
+    streams: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Status:
     seconds_left: float = 0.0
     notices: tuple[str, ...] = ()
     output: str = ""
+    num_workers: int = 2
+    generation: int = 0
+    checkpoint_version: int = 0
+    checkpoint_problem: str = ""
 
 
 STARTING = Status(phase="starting", reason="waiting for 2 workers")
@@ -150,6 +156,30 @@ def test_workers_that_do_not_take_part_yet_are_told_apart() -> None:
     assert "  1 of 2 workers  " in display.progress_line(TRAINING, status)
 
 
+def test_standbys_are_not_counted() -> None:
+    three = (Worker("w0"), Worker("w1"), Worker("w2", "standby"))
+    status = dataclasses.replace(RUNNING, workers=three)
+    assert "  2 workers  " in display.progress_line(TRAINING, status)
+
+
+@pytest.mark.parametrize("phase", ["member", "evaluating", "exporting", "predicting"])
+def test_a_worker_is_at_work_whatever_it_computes(phase: str) -> None:
+    status = dataclasses.replace(RUNNING, workers=(Worker("w0", phase), Worker("w1", phase)))
+    assert "  2 workers  " in display.progress_line(TRAINING, status)
+
+
+def test_workers_that_are_wanted_and_not_there_are_counted() -> None:
+    status = dataclasses.replace(RUNNING, num_workers=4)
+    assert "  2 of 4 workers  " in display.progress_line(TRAINING, status)
+    alone = dataclasses.replace(RUNNING, num_workers=1, workers=())
+    assert "  0 of 1 worker  " in display.progress_line(TRAINING, alone)
+
+
+def test_a_line_says_that_no_checkpoint_can_be_written() -> None:
+    status = dataclasses.replace(RUNNING, checkpoint_problem="checkpoint: out: disk full.")
+    assert "  2 workers  no checkpoint can be written  " in display.progress_line(TRAINING, status)
+
+
 def test_prediction_counts_records() -> None:
     config = dataclasses.replace(TRAINING, kind="predict")
     status = Status(records=250, records_total=1000, epochs=0)
@@ -172,6 +202,70 @@ def test_what_is_done_counts_from_records_epochs_or_steps(
 ) -> None:
     config = dataclasses.replace(TRAINING, max_steps=max_steps)
     assert display.fraction(config, status) == pytest.approx(done)
+
+
+# ---- a job in full ----------------------------------------------------------------------------
+
+
+FULL = dataclasses.replace(
+    RUNNING,
+    reason="2 workers at work.",
+    generation=3,
+    eval_version=1200,
+    eval_metrics={"accuracy": 0.9},
+    workers=(
+        Worker("worker-2", "member", 0, (0, 1)),
+        Worker("worker-10", "member", 1, (2, 3)),
+        Worker("worker-11", "standby"),
+    ),
+    notices=("worker-1 is lost (killed by SIGKILL); that is no failure.",),
+    checkpoint_version=1200,
+    output="/abs/out",
+)
+
+
+def test_a_status_has_the_workers_and_what_was_decided() -> None:
+    assert display.status_lines(TRAINING, FULL) == [
+        "Job digits-1: running. 2 workers at work.",
+        display.progress_line(TRAINING, FULL),
+        "evaluation: step 1,200  accuracy 0.9",
+        "checkpoint: step 1,200",
+        "worker     phase    streams",
+        "worker-2   member   0,1",
+        "worker-10  member   2,3",
+        "worker-11  standby",
+        "note: worker-1 is lost (killed by SIGKILL); that is no failure.",
+        "output: /abs/out",
+    ]
+
+
+def test_a_status_says_why_there_is_no_newer_checkpoint() -> None:
+    full_disk = dataclasses.replace(FULL, checkpoint_problem="checkpoint: out: no space left")
+    lines = display.status_lines(TRAINING, full_disk)
+    assert lines[3:5] == ["checkpoint: step 1,200", "checkpoint: out: no space left"]
+
+
+def test_the_status_of_a_job_that_is_over_is_short() -> None:
+    over = Status(phase="cancelled", reason="Stopped on request.", workers=())
+    assert display.status_lines(TRAINING, over) == ["Job digits-1: cancelled. Stopped on request."]
+
+
+def test_a_status_is_json_without_loss() -> None:
+    fields = display.full_status_fields(FULL)
+    assert json.loads(json.dumps(fields)) == {
+        **json.loads(json.dumps(display.status_fields(FULL))),
+        "generation": 3,
+        "num_workers": 2,
+        "checkpoint_version": 1200,
+        "checkpoint_problem": "",
+        "notices": ["worker-1 is lost (killed by SIGKILL); that is no failure."],
+        "output": "/abs/out",
+        "workers": [
+            {"worker": "worker-2", "phase": "member", "rank": 0, "streams": [0, 1]},
+            {"worker": "worker-10", "phase": "member", "rank": 1, "streams": [2, 3]},
+            {"worker": "worker-11", "phase": "standby", "rank": -1, "streams": []},
+        ],
+    }
 
 
 # ---- plain lines ------------------------------------------------------------------------------

@@ -40,6 +40,10 @@ class Status:
     seconds_left: float = 0.0
     notices: tuple[str, ...] = ()
     output: str = "/abs/out"
+    num_workers: int = 1
+    generation: int = 1
+    checkpoint_version: int = 0
+    checkpoint_problem: str = ""
 
 
 RUNNING, SUCCEEDED = Status(), Status(phase="succeeded", version=9)
@@ -170,10 +174,11 @@ def test_every_setting_of_a_kind_has_an_option(kind: str) -> None:
     api = Api()
     given: dict[str, Any] = {}
     for setting in config.settings(kind):
-        given[setting.name] = {str: "a", int: 2, bool: True}[setting.type]
+        given[setting.name] = {str: "a", int: 2, float: 0.5, bool: True}[setting.type]
     given |= {"cluster": "local"}
     if kind == "train":
         given |= {"nan_loss": "skip", "params_format": "proto", "params": "a=1"}
+        given |= {"checkpoint_every": "5min"}
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
     assert run([kind, *flags], api).status == 0
     assert api.started == [config.JobConfig(kind=kind, **given)]
@@ -347,9 +352,7 @@ def test_wrong_options_are_json_where_all_else_is() -> None:
 # ---- signals ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_cancels_the_job_and_waits_for_it(number: int, status: int) -> None:
     api = Api([RUNNING, number, Cancelled("stopped")])
     ran = run(TRAIN, api)
@@ -383,11 +386,24 @@ def test_signals_are_the_callers_again_afterwards() -> None:
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        assert run(TRAIN, Api([RUNNING, signal.SIGHUP, SUCCEEDED])).status == 0
+        assert run(TRAIN, Api([RUNNING, signal.SIGTERM, SUCCEEDED])).status == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_closed_terminal_does_not_cancel_the_job() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: heard.append(number))
+    api = Api([RUNNING, signal.SIGHUP, SUCCEEDED])
+    try:
+        assert run(TRAIN, api).status == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+    # What SIGHUP does is not the command's affair: by itself it ends it, and not its job.
+    assert heard == [signal.SIGHUP]
+    assert api.job.calls == ["wait"]
 
 
 # ---- elasticdl config -------------------------------------------------------------------------
