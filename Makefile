@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_FOR_BENCHMARKS := $(VENV)/.installed-benchmark
+PEERS := .venv-peers
+INSTALLED_PEERS := $(PEERS)/.installed
 BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/[!_]*.py)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # TensorFlow's greetings at import say nothing about the code under test.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help venv demo test check format proto bench clean
+.PHONY: help venv demo test check format proto chaos bench clean
 
 help:
 	@echo "make demo    install, train on handwritten digits with two workers, evaluate, predict"
@@ -18,7 +20,8 @@ help:
 	@echo "make check   format, lint, types, imports, unit tests: about a minute"
 	@echo "make format  put the code into its one format"
 	@echo "make proto   generate the wire code anew"
-	@echo "make bench   ratios against Keras, MultiWorkerMirroredStrategy and pyrecordio"
+	@echo "make chaos   kills and stops processes of trainings at random (CHAOS=\"--events=200 --every_s=2\")"
+	@echo "make bench   ratios against Keras, MultiWorkerMirroredStrategy, torchft, torchrun, pyrecordio"
 	@echo "make clean   remove what these leave behind"
 
 venv: $(INSTALLED)
@@ -53,7 +56,10 @@ proto: venv
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. \
 		elasticdl/wire/tensorboard.proto
 
-bench: $(INSTALLED_FOR_BENCHMARKS)
+chaos: venv
+	$(BIN)/python -m benchmarks.chaos $(CHAOS)
+
+bench: $(INSTALLED_FOR_BENCHMARKS) $(INSTALLED_PEERS)
 	@set -e; for each in $(BENCHMARKS); do \
 		echo; echo "# $$each"; $(BIN)/python -m benchmarks.$$each; \
 	done
@@ -61,6 +67,12 @@ bench: $(INSTALLED_FOR_BENCHMARKS)
 # tf_keras asks for `tensorflow`, which would come beside tensorflow-cpu and overwrite it.
 $(INSTALLED_FOR_BENCHMARKS): $(INSTALLED)
 	@$(BIN)/python -m pip install -qq --no-deps -c constraints.txt tf_keras
+	@touch $@
+
+# What torchft asks for has no place among our own dependencies. PyPI keeps its last weeks alone.
+$(INSTALLED_PEERS): Makefile
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -qq numpy torch==2.13.0 torchft-nightly
 	@touch $@
 
 clean:
