@@ -311,6 +311,7 @@ class _Seen:
     at: float
     phase: str = "starting"
     version: int = -1
+    generation: int = 0
     rank: int = -1
     pace: membership.Pace = membership.NO_PACE
 
@@ -335,20 +336,22 @@ class Job:
     _lost: set[str] = field(default_factory=set)  # names are not used again
     _leaving: set[str] = field(default_factory=set)  # alive, but not needed any more
     _unheard: set[str] = field(default_factory=set)  # left by an earlier master
+    _missed: bool = False  # one of those was lost before it could say whether it was a member
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _waiting: dict[str, membership.Candidate] = field(default_factory=dict)
     _waiting_since: dict[str, float] = field(default_factory=dict)
     _given_up: int = 0
     _adopting: bool = False  # the generation is an earlier master's, known from heartbeats
     _next_number: int = 0
-    _early_losses: int = 0
+    _early_losses: int = 0  # in a row
+    _lost_before: int = 0  # before the first generation
     _failures: list[Failure] = field(default_factory=list)
     _attempts: set[tuple[str, int]] = field(default_factory=set)
     _standby_due: bool = False
     _formed_at: float = 0.0
     _stop_reason: str = ""
     _stop_by: float | None = None
-    _saved: bool = False
+    _saver: str = ""
     _costs: dict[str, float] = field(default_factory=dict)
     _compared_at: float = 0.0
     _paces: dict[str, membership.Pace] = field(default_factory=dict)
@@ -389,7 +392,11 @@ class Job:
         """What this worker is to do now."""
         if self.over or worker in self._lost:
             return Orders(stop=True)
-        return Orders(regroup=self._regroups(worker), given_up=self._given_up)
+        given_up, seen = self._given_up, self._seen.get(worker)
+        if seen is not None and worker not in self._waiting and worker not in self.members:
+            # Wherever it is, it is not with the others.
+            given_up = max(given_up, seen.generation)
+        return Orders(regroup=self._regroups(worker), given_up=given_up)
 
     def current(self, worker: str, generation: int) -> bool:
         """Whether this worker speaks for the current generation; no other's result counts."""
@@ -402,6 +409,13 @@ class Job:
     def goes_on(self, worker: str) -> bool:
         """Whether a worker that has failed is to try again."""
         return not self.over and worker in self._alive
+
+    def last_replica(self, worker: str) -> bool:
+        """Whether, with this worker, the last replica would be gone."""
+        if worker not in self.members:
+            return False
+        waiting = any(c.progress is not None for w, c in self._waiting.items() if w != worker)
+        return not waiting and all(member == worker for member in self.members)
 
     def scale_problem(self, workers: int) -> str:
         """Why there cannot be so many workers; empty if there can."""
@@ -487,6 +501,7 @@ class Job:
         if event.observed:
             self._alive.update(event.observed)
             self._unheard.update(event.observed)
+            self._standby_due = len(event.observed) > self.workers
             count = len(event.observed)
             text = f"A new master takes over {count} worker{'s' if count > 1 else ''}."
             self._become("starting", text)
@@ -524,31 +539,26 @@ class Job:
         # One that joins is about to become a member.
         room = max(0, self.workers - len(self.members))
         waiting = [w for w in sorted(self._waiting, key=pods.natural) if w not in self.members]
-        return frozenset([*self.members, *waiting[:room], *self._unheard])
+        return frozenset([*self.members, *waiting[:room], *self._unheard, *self._on_their_way()])
 
     def _gone(self, event: WorkerGone) -> list[Effect]:
-        known = event.worker in self._alive and event.worker not in self._leaving
-        early = known and self._is_early(event.worker)
-        if event.worker in self._leaving:
-            self._forget(event.worker)
-            return self._form()
-        if not known:
+        if event.worker not in self._alive:
             return []
-        self._early_losses = self._early_losses + 1 if early else 0
+        if event.worker in self._leaving or self.phase == "publishing":
+            return [*self._forget(event.worker), *self._form()]
         reported = any(failure.worker == event.worker for failure in self._failures)
-        if event.crashed and not reported and self.phase != "publishing":
-            self._failures.append(
-                Failure("bug", f"{event.worker} ended ({event.reason})", event.trace, event.worker)
-            )
-            verdict = failures.verdict(self._failures, self.rules.max_failures)
-            if verdict.stop or not self.rules.starts:
-                self._forget(event.worker)
-                return self._stop_failed(self._first_failure(verdict))
+        failure = Failure(
+            "bug", f"{event.worker} ended ({event.reason})", event.trace, event.worker
+        )
         if not self.rules.starts:
             self._forget(event.worker)
-            return self._stop_failed(
-                Failure("bug", f"{event.worker} ended ({event.reason})", event.trace)
-            )
+            return self._stop_failed(failure)
+        if event.crashed and not reported:
+            self._failures.append(failure)
+            verdict = failures.verdict(self._failures, self.rules.max_failures)
+            if verdict.stop:
+                self._forget(event.worker)
+                return self._stop_failed(self._first_failure(verdict))
         return self._lose([event.worker], event.reason, costs_nothing=not event.crashed)
 
     def _is_early(self, worker: str) -> bool:
@@ -556,19 +566,23 @@ class Job:
         return worker not in self.members and (seen is None or seen.phase == "starting")
 
     def _leave(self, event: LeaveCalled) -> list[Effect]:
-        if event.worker not in self._alive or event.worker in self._leaving:
+        if event.worker not in self._alive:
             return []
+        if event.worker in self._leaving:
+            return [*self._forget(event.worker), *self._form()]
         member = event.worker in self.members
-        self._forget(event.worker)
+        effects = self._forget(event.worker)
         at = f" at step {self.version}" if member and not self.rules.slices else ""
         text = f"{event.worker} leaves{at} ({event.reason})."
         self._become(self.phase, text)
-        return [Note(text), *self._converge(), *self._form()]
+        return [*effects, Note(text), *self._converge(), *self._form()]
 
     def _lose(
         self, workers: Iterable[str], reason: str, *, costs_nothing: bool = True
     ) -> list[Effect]:
         lost = [worker for worker in workers if worker in self._alive]
+        self._early_losses += sum(self._is_early(worker) for worker in lost)
+        self._lost_before += len(lost) if self.generation is None else 0
         effects: list[Effect] = []
         for worker in lost:
             effects += self._forget(worker)
@@ -588,9 +602,12 @@ class Job:
 
     def _forget(self, worker: str) -> list[Effect]:
         """Does without this worker from now on."""
-        unreported = self._adopting and worker in self._unheard
-        if self.generation is not None and (worker in self.members or unreported):
-            self._given_up = self.generation.number
+        unreported = worker in self._unheard
+        self._missed = self._missed or unreported
+        if self.generation is not None and (
+            worker in self.members or (self._adopting and unreported)
+        ):
+            self._given_up = max(self._given_up, self.generation.number)
         self._alive.discard(worker)
         self._lost.add(worker)
         self._leaving.discard(worker)
@@ -612,17 +629,24 @@ class Job:
     # ---- signs of life -----------------------------------------------------------------------
 
     def _hear(self, event: HeartbeatCame) -> list[Effect]:
-        self._alive.add(event.worker)
-        self._unheard.discard(event.worker)
-        seen = _Seen(event.now, event.phase, event.version, event.rank)
+        self._meet(event.worker)
+        before = self._seen.get(event.worker)
+        if event.phase != "starting" and (before is None or before.phase == "starting"):
+            self._early_losses = 0
+        seen = _Seen(event.now, event.phase, event.version, event.generation, event.rank)
         self._seen[event.worker] = seen
         if event.phase in AT_WORK:
-            self._early_losses = 0
             self._adopt(event)
         if self.current(event.worker, event.generation):
             seen.pace = event.pace
             self.version = max(self.version, event.version)
         return self._form()
+
+    def _meet(self, worker: str) -> None:
+        """A worker has spoken, be it one that this master knew nothing of."""
+        self._alive.add(worker)
+        self._unheard.discard(worker)
+        self._next_number = max(self._next_number, pods.number_of(worker) + 1)
 
     def _adopt(self, event: HeartbeatCame) -> None:
         """Learns of a generation that an earlier master has formed."""
@@ -631,6 +655,8 @@ class Job:
             return
         if known is None or event.generation > known.number:
             known = membership.Generation(event.generation, (), term=self.rules.term)
+            # Who is in an older one is alone there; nor can one go on of which a member is gone.
+            self._given_up = max(self._given_up, event.generation - (not self._missed))
         elif event.generation < known.number or event.worker in known.members:
             return
         self._adopting = True
@@ -647,14 +673,16 @@ class Job:
             phase = "unheard" if worker in self._unheard else "starting"
             seen = self._seen.setdefault(worker, _Seen(now, phase))
             if pause > self.rules.grace_s / 2:
-                # Nobody listened in that time, for example because this machine slept.
-                seen.at = now
+                # Nobody listened all the time, for example because this machine slept.
+                seen.at = min(now, seen.at + pause - self.rules.grace_s / 2)
         effects = self._give_up_silent(now)
         if self.over:
             return effects
         self._give_up_stalled(now)
-        if self._stop_by is not None and now > self._stop_by:
-            return effects + self._end("cancelled", self._stop_reason)
+        if self.phase == "stopping":
+            self._stop_by = now + _STOP_S if self._stop_by is None else self._stop_by
+            if now > self._stop_by:
+                return effects + self._end("cancelled", self._stop_reason)
         work = self.generation is not None and self.phase == "running"
         if work and not self._standby_due and self.rules.standby:
             self._standby_due = now - self._formed_at >= self.rules.standby_after_s
@@ -664,14 +692,11 @@ class Job:
     def _give_up_silent(self, now: float) -> list[Effect]:
         """Loses the workers that were not heard from, be it since they were started."""
         rules = self.rules
-        patience = {
-            rules.grace_s: ("member", "evaluating", "predicting", "warm"),
-            max(rules.start_grace_s, rules.grace_s): _BUSY,
-            _UNHEARD_GRACES * rules.grace_s: ("unheard",),
-        }
+        by_grace: dict[float, dict[str, float]] = {}
+        for worker, seen in self._seen.items():
+            by_grace.setdefault(self._grace_s(seen.phase), {})[worker] = seen.at
         effects: list[Effect] = []
-        for grace, phases in patience.items():
-            last = {w: seen.at for w, seen in self._seen.items() if seen.phase in phases}
+        for grace, last in sorted(by_grace.items()):
             silent = sorted(membership.silent(last, now, grace) & self._alive, key=pods.natural)
             knob = "grace_s = " if grace == rules.grace_s else ""
             reason = f"not heard from for more than {knob}{grace:g} s"
@@ -681,17 +706,24 @@ class Job:
             effects += self._lose(silent, reason)
         return effects
 
+    def _grace_s(self, phase: str) -> float:
+        if phase == "unheard":
+            return _UNHEARD_GRACES * self.rules.grace_s
+        return max(self.rules.start_grace_s if phase in _BUSY else 0.0, self.rules.grace_s)
+
     def _give_up_stalled(self, now: float) -> None:
         """A member that waits for the next generation has left this one for good; the others can
         finish nothing in it, and have had the time to see that themselves.
         """
         if self.generation is None:
             return
-        waiting = [worker for worker in self.members if worker in self._waiting]
-        if len(waiting) == len(self.members):
-            return
-        if any(now - self._waiting_since.get(worker, now) > _STALL_S for worker in waiting):
-            self._given_up = self.generation.number
+        members = self.members
+        for worker, candidate in self._waiting.items():
+            since = self._waiting_since.setdefault(worker, now)
+            # Who was in an earlier master's generation may have left it before it could say so.
+            left = worker in members or (self._adopting and candidate.generation > 0)
+            if left and now - since > _STALL_S:
+                self._given_up = max(self._given_up, self.generation.number)
 
     # ---- generations -------------------------------------------------------------------------
 
@@ -708,20 +740,15 @@ class Job:
         return joining and len(members) < self.workers
 
     def _join(self, event: JoinCalled) -> list[Effect]:
-        last = self.generation
+        last, earlier = self.generation, self._waiting.get(event.worker)
         if event.worker in self._leaving:
             return [Dismiss(event.worker)]
-        if (
-            last is not None
-            and event.worker in last.members
-            and event.generation < last.number
-            and self._given_up < last.number
-            and not any(member in self._waiting for member in last.members)
-        ):
-            # Its generation was formed, but the answer did not reach it.
+        if earlier is not None and event.generation < earlier.generation:
+            # An older call, which comes late: nobody waits for its answer.
+            return []
+        if last is not None and self._was_not_told(event, last):
             return [Form(last)]
-        self._alive.add(event.worker)
-        self._unheard.discard(event.worker)
+        self._meet(event.worker)
         self._waiting[event.worker] = membership.Candidate(
             event.worker, event.address, event.generation, event.progress
         )
@@ -732,24 +759,45 @@ class Job:
             self._given_up = max(self._given_up, last.number)
         return self._form()
 
+    def _was_not_told(self, event: JoinCalled, last: membership.Generation) -> bool:
+        """Whether the generation that it asks for is there, and only the answer was lost."""
+        return (
+            event.worker in last.members
+            and event.generation < last.number
+            and self._given_up < last.number
+            and not self._adopting
+            and last.versions[event.worker] == (event.progress.version if event.progress else -1)
+            and not any(member in self._waiting for member in last.members)
+        )
+
+    def _on_their_way(self) -> frozenset[str]:
+        """Workers with a replica that an earlier master has left between two generations: they
+        are about to call, and what they have may be the newest.
+        """
+        if self.generation is not None and not self._adopting:
+            return frozenset()
+        with_replica = {worker for worker, seen in self._seen.items() if seen.version >= 0}
+        return frozenset(with_replica & self._alive - self._leaving - self._waiting.keys())
+
     def _form(self) -> list[Effect]:
         """The next generation, once everybody who must be in it has called."""
-        if self.phase == "publishing" or not self._waiting or self._unheard:
+        if self.phase == "publishing" or self._unheard or self._on_their_way():
             return []
         if any(member not in self._waiting for member in self.members):
             return []
         if self.phase == "stopping":
             return self._stop_together()
+        if not self._waiting:
+            return []
         chosen = self._chosen()
         needed = max(1, self.rules.min_workers)
-        if self.generation is None:
-            # The first one waits for all that were started together, but for none that takes the
-            # place of a lost one.
-            needed = max(needed, self.workers - self._early_losses)
+        first = self.generation is None and not any(c.generation for c in self._waiting.values())
+        if first:
+            # It waits for all that were started together, but for none that takes the place of a
+            # lost one.
+            needed = max(needed, self.workers - self._lost_before)
         if len(chosen) < needed:
-            if self.generation is None:
-                return []
-            return self._say(self._too_few(len(chosen)))
+            return [] if first else self._say(self._too_few(len(chosen)))
         last = self.generation
         known = max([last.number if last else 0, *(c.generation for c in self._waiting.values())])
         previous = last.streams if last else {}
@@ -766,8 +814,9 @@ class Job:
         self._adopting = False
         self.version = max(0, *self.generation.versions.values())
         effects: list[Effect] = []
-        if self._agreed >= _PACES_AGREE:
-            effects.append(Note(self._moved(previous)))
+        moved = self._moved(previous)
+        if self._agreed >= _PACES_AGREE and moved:
+            effects.append(Note(moved))
         for candidate in chosen:
             del self._waiting[candidate.worker]
             self._waiting_since.pop(candidate.worker, None)
@@ -794,9 +843,10 @@ class Job:
             self._waiting.values(),
             key=lambda c: (c.worker not in members, c.progress is None, pods.natural(c.worker)),
         )
-        # A replica of a higher version than the members' must be among them.
-        in_turn.sort(key=lambda c: -(c.progress.version if c.progress is not None else -1))
-        return in_turn[: self.workers]
+        # A replica of the highest version must be among them.
+        newest = max(in_turn, key=lambda c: c.progress.version if c.progress is not None else -1)
+        in_turn.remove(newest)
+        return [newest, *in_turn][: self.workers]
 
     # ---- stragglers --------------------------------------------------------------------------
 
@@ -837,7 +887,7 @@ class Job:
         self._compared_at = self._now if self._now is not None else 0.0
 
     def _moved(self, previous: Mapping[str, tuple[int, ...]]) -> str:
-        """What a comparison has come to, in a sentence."""
+        """What a comparison has come to, in a sentence; empty if nothing moves."""
         assert self.generation is not None
         fastest = min(self._costs.values(), default=1.0)
         changes = [
@@ -846,6 +896,8 @@ class Job:
             for worker, hosted in self.generation.streams.items()
             if len(previous.get(worker, ())) != len(hosted)
         ]
+        if not changes:
+            return ""
         return (
             f"Streams move to faster workers, as a step becomes shorter by rebalance_gain = "
             f"{self.rules.rebalance_gain:g} or more: {'; '.join(changes)}."
@@ -863,15 +915,16 @@ class Job:
         return []
 
     def _lease(self, event: LeaseCalled) -> list[Effect]:
-        self._alive.add(event.worker)
+        self._meet(event.worker)
         publish = self._take_in(event.done)
         if self.leases.finished or event.worker in self._leaving:
             return [Lease(event.worker, (), finished=True), *publish]
-        self._become("running", "Slices are being predicted.")
-        at_work = [w for w, seen in self._seen.items() if seen.phase == "predicting"]
+        at_work = {w for w, seen in self._seen.items() if seen.phase == "predicting"}
+        at_work.add(event.worker)
         if len(at_work) < self.rules.min_workers:
             waits = self._say(self._too_few(len(at_work)))
             return [*waits, Lease(event.worker, (), finished=False)]
+        self._become("running", "Slices are being predicted.")
         given = self.leases.lease(event.worker, event.most)
         return [Lease(event.worker, given, finished=False)]
 
@@ -907,23 +960,26 @@ class Job:
         if self.phase == "stopping":
             # Once more: whoever asks does not want to wait for a checkpoint.
             return self._end("cancelled", reason)
-        if not self.rules.checkpoints or self.generation is None or not self.members:
+        replicas = any(c.progress is not None for c in self._waiting.values())
+        if not self.rules.checkpoints or not (self.members or self._unheard or replicas):
             return self._end("cancelled", reason)
         self._stop_reason = reason
-        self._stop_by = (self._now if self._now is not None else 0.0) + _STOP_S
+        self._stop_by = None if self._now is None else self._now + _STOP_S
         self._become("stopping", f"{reason} A last checkpoint is being written.")
         return self._form()
 
     def _stop_together(self) -> list[Effect]:
         """All members wait: the one with the highest version writes a last checkpoint."""
         with_replica = [c for c in self._waiting.values() if c.progress is not None]
-        if self._saved or not with_replica:
+        if self._saver in self._alive and self._saver not in self._waiting:
+            return []
+        if self._saver in self._waiting or not with_replica:
             return self._end("cancelled", self._stop_reason)
-        self._saved = True
         best = min(
             with_replica,
             key=lambda c: (-c.progress.version if c.progress else 0, *pods.natural(c.worker)),
         )
+        self._saver = best.worker
         del self._waiting[best.worker]
         return [Save(best.worker)]
 

@@ -4,6 +4,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 _LONGEST_DELAY_S = 30.0
+_MOST_DOUBLINGS = 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ def delay_s(early_losses: int) -> float:
     """How long to wait before another worker is started, after so many in a row were lost before
     they had begun to work.
     """
-    return min(2.0 ** (early_losses - 2), _LONGEST_DELAY_S) if early_losses > 1 else 0.0
+    if early_losses < 2:
+        return 0.0
+    return min(2.0 ** min(early_losses - 2, _MOST_DOUBLINGS), _LONGEST_DELAY_S)
 
 
 def natural(worker: str) -> tuple[int, str]:
