@@ -122,11 +122,13 @@ class Definition:
 
 def other_command(before: configs.JobConfig, now: configs.JobConfig) -> str:
     """What makes this another command than the one before, in words; empty: it is the same."""
+    if before.kind != now.kind:
+        return f"elasticdl {before.kind}, not {now.kind}"
     for setting in configs.settings(now.kind):
         old, new = (getattr(each, setting.name) for each in (before, now))
         if setting.name not in _FREE and old != new:
             return f"{setting.name} = {old!r}, not {new!r}"
-    return "" if before.kind == now.kind else f"elasticdl {before.kind}, not {now.kind}"
+    return ""
 
 
 def other_training(before: Definition, now: Definition) -> str:

@@ -59,9 +59,7 @@ class History:
                 self.evaluated_version = version
                 about = ("kind", "version", "time", "elements")
                 self.evaluation = {
-                    name: math.nan if value is None else value
-                    for name, value in line.items()
-                    if name not in about
+                    name: _known(value) for name, value in line.items() if name not in about
                 }
         if notices:
             said = [line["text"] for line in self._read("events.jsonl") if line["event"] == "note"]
@@ -197,3 +195,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _known(value: Any) -> messages.Metric:
+    """What `plain` has made JSON of."""
+    if isinstance(value, list):
+        return [math.nan if each is None else each for each in value]
+    return math.nan if value is None else float(value)
