@@ -86,8 +86,12 @@ class Status(Protocol):
 class View(Protocol):
     """Shows one job from its first line to its result."""
 
-    def started(self, where: str) -> None:
-        """Says where the job runs."""
+    def started(self, config: JobConfig, where: str) -> None:
+        """Says where the job runs.
+
+        Args:
+            config: of the job as it is: one that was taken over has the name that it had.
+        """
 
     def show(self, status: Status, now: float) -> None:
         """Shows the status, or nothing if the last one was shown just before.
@@ -360,7 +364,8 @@ class Plain:
         self._config, self._out, self._err = config, out, err
         self._watcher = Watcher(PLAIN_EVERY_S)
 
-    def started(self, where: str) -> None:
+    def started(self, config: JobConfig, where: str) -> None:
+        self._config = config
         self._err.write(where)
 
     def show(self, status: Status, now: float) -> None:
@@ -391,7 +396,7 @@ class Plain:
 class Quiet(Plain):
     """Of the result only what was asked for: the output's place, or the metrics."""
 
-    def started(self, where: str) -> None:
+    def started(self, config: JobConfig, where: str) -> None:
         """Not shown."""
 
     def show(self, status: Status, now: float) -> None:
@@ -497,7 +502,8 @@ class Json:
     def _event(self, event: str, **fields: Any) -> None:
         write_event(self._out, event, **fields)
 
-    def started(self, where: str) -> None:
+    def started(self, config: JobConfig, where: str) -> None:
+        self._config = config
         if not self._quiet:
             self._event(
                 "started",

@@ -27,6 +27,8 @@ REPORT = "Please report it with the output of the same command under ELASTICDL_D
 class Job(Protocol):
     """A job that has been started; the part of the API's job that is used here."""
 
+    @property
+    def config(self) -> config.JobConfig: ...
     def status(self) -> display.Status: ...
     def poll(self, timeout_s: float) -> display.Status: ...
     def wait(self) -> object: ...
@@ -362,13 +364,13 @@ def _run_job(session: Session, kind: str, given: Mapping[str, object], switches:
             view.text(session.api().describe(job_config))
             return 0
         if IN_PROCESS.name in switches:
-            view.started(display.where(job_config, in_process=True))
+            view.started(job_config, display.where(job_config, in_process=True))
             job = session.api().run_in_process(
                 job_config, watch=lambda status: view.show(status, session.clock())
             )
         else:
             job = session.api().start(job_config)
-            view.started(display.where(job_config))
+            view.started(job.config, display.where(job.config))
         return _follow(job, view, session.clock)
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 from elasticdl.errors import UserError
 
 
+class Taken(UserError):
+    """Another job has the output."""
+
+
 class Claim:
     """The right to write one output, held until `release` or until the process dies.
 
@@ -21,7 +25,7 @@ class Claim:
         job_name: the job that wants it.
 
     Raises:
-        UserError: another job has it.
+        Taken: another job has it.
         FileNotFoundError: the directory is no more, because its last owner has just left.
     """
 
@@ -34,7 +38,7 @@ class Claim:
             except BlockingIOError:
                 owner = _owner(descriptor)
                 os.close(descriptor)
-                raise UserError(
+                raise Taken(
                     f"output: {output} is being written by {owner}. Wait for it, stop it, or "
                     "choose another --output."
                 ) from None

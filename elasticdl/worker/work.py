@@ -1,8 +1,10 @@
 """What a member does in each generation, and the result that the job's last one leaves."""
 
 import base64
+import contextlib
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from elasticdl.config import JobConfig
 from elasticdl.core import membership
 from elasticdl.core.progress import Progress
 from elasticdl.data import outputs
+from elasticdl.errors import UserError
 from elasticdl.model import artifact
 from elasticdl.model import source as sources
 from elasticdl.wire import elasticdl_pb2 as pb
@@ -72,42 +75,66 @@ class Work(Protocol):
 
 
 class Saver:
-    """Checkpoints of one worker's replica, when they are due and it speaks for its generation."""
+    """Checkpoints of one worker's replica, when they are due and it speaks for its generation.
 
-    def __init__(self, worker: Worker, copy: replica.Replica) -> None:
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        copy: replica.Replica,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._worker = worker
+        self._clock = clock
         self._replica = copy
         self._every = worker.config.checkpoints
         self._directory = worker.checkpoints
         self._writer = checkpoint.Writer(worker.checkpoints, worker.config.keep_checkpoints)
         self._term = self._generation = 0
         self._version = 0
-        self._at = time.monotonic()
+        self._at = clock()
         self._reported: tuple[object, str] = (None, "")
 
     def joined(self, generation: membership.Generation, version: int) -> None:
         """From now on checkpoints are of this generation."""
+        if not self._generation:
+            # Who has just come begins to count here. Later generations change nothing: were each
+            # to begin anew, no checkpoint would be due where they follow each other fast.
+            self._version, self._at = version, self._clock()
         self._term, self._generation = generation.term, generation.number
-        # A new speaker does not know of the last one's checkpoints; it begins to count here.
-        self._version, self._at = version, time.monotonic()
 
-    def committed(self, position: loop.Position) -> None:
-        """The replica stands here now: a checkpoint is begun if one is due."""
-        now, version = time.monotonic(), position.progress.version
+    def committed(self, position: loop.Position, *, speaks: bool) -> None:
+        """The replica stands here now: if a checkpoint is due, the member that speaks begins it.
+
+        The others count with it, so that whoever speaks next knows when the next one is due.
+        """
+        now, version = self._clock(), position.progress.version
         if checkpoint.due(self._every, version, now, self._version, self._at):
             self._version, self._at = version, now
-            self._writer.begin(self._replica.snapshot(), self._meta(position))
+            if speaks:
+                self._writer.begin(self._replica.snapshot(), self._meta(position))
         self._report()
 
     def save(self, position: loop.Position) -> None:
         """Writes one now, unless there is one of this version or a later one."""
         if self._every == configs.Every() or not position.progress.version:
             return
-        there = checkpoint.listed(self._directory)
-        if any(each.number.version >= position.progress.version for each in there):
+        if self._is_there(position.progress.version):
             return
         self._writer.save_now(self._replica.snapshot(), self._meta(position))
         self._report()
+
+    def _is_there(self, version: int) -> bool:
+        # One of an earlier master may be one that was passed over as damaged.
+        with contextlib.suppress(OSError):
+            return any(
+                each.number.term >= self._term and each.number.version >= version
+                for each in checkpoint.listed(self._directory)
+            )
+        return False
 
     def _meta(self, position: loop.Position) -> checkpoint.Meta:
         config = self._worker.config
@@ -159,7 +186,14 @@ class Trainer:
         return self._training.progress if self._has_replica else None
 
     def begin(self) -> None:
-        found = checkpoint.newest(self._worker.checkpoints)
+        try:
+            found = checkpoint.newest(self._worker.checkpoints)
+        except OSError as error:
+            # There may be some: to begin anew would be to forget what they have.
+            raise UserError(
+                f"checkpoint: {self._worker.checkpoints} cannot be read: "
+                f"{error.strerror or error}. Make it readable, or use --restart."
+            ) from error
         for damaged in found.passed_over:
             self._worker.beat.notice(f"A checkpoint is passed over: {damaged}.")
         if found.loaded is not None:
@@ -284,7 +318,9 @@ class Evaluator:
             hosted,
             together,
             worker.pool,
-            interrupted=lambda: bool(worker.beat.leaving) or worker.beat.stop,
+            interrupted=lambda: (
+                bool(worker.beat.leaving) or worker.beat.orphaned or worker.beat.stop
+            ),
         )
         self._metrics = dict(self._replica.evaluation_metrics(sums, self._elements))
 

@@ -33,7 +33,27 @@ class Plan:
         victims = ["master", "self"] if also_self else ["master"]
         return self._add(point, worker, version, signal.SIGKILL, victims)
 
-    def _add(self, point, worker, version, number, victims):
+    def hold(self, point, until, *, worker="any", version=0):
+        """The worker waits there until there is a file `until` in the plan's directory: one that
+        the test makes with `go`, or joining-NAME, of a worker that is warm and asks to join.
+        """
+        return self._add(point, worker, version, 0, [], until=until)
+
+    def fail(self, *, worker="any", version=0, slices=()):
+        """User code raises in a step."""
+        return self._add("step", worker, version, 0, [], fails=True, slices=slices)
+
+    def clear(self):
+        """Nothing is to go wrong, and nothing has."""
+        self._entries.clear()
+        self._write()
+        for path in self.directory.glob("fired-*"):
+            path.unlink()
+
+    def go(self, name):
+        (self.directory / name).touch()
+
+    def _add(self, point, worker, version, number, victims, until="", fails=False, slices=()):
         self._entries.append(
             {
                 "point": point,
@@ -41,6 +61,9 @@ class Plan:
                 "version": version,
                 "signal": int(number),
                 "victims": victims,
+                "until": until,
+                "fails": fails,
+                "slices": list(slices),
             }
         )
         self._write()

@@ -1,14 +1,19 @@
-"""Models whose workers fail at scripted points: the plan is a directory, see `tests.jobs.faults`."""
+"""Models whose workers fail at the points of a plan, a directory: see `tests.jobs.faults`."""
 
 import json
 import os
 import pathlib
 import signal
 import sys
+import threading
 
+import numpy as np
+import tensorflow as tf
 from counting import Counting as _Counting
 from digits import Conv as _Conv
 from digits import Dense as _Dense
+
+from elasticdl import UserCodeError
 
 
 class Faults:
@@ -17,7 +22,8 @@ class Faults:
     Points, in the order of a worker's life: join (the master has answered, nothing is connected),
     send and receive (of the source's replica, half of it having gone), step (before the gradient),
     reduce (before the all-reduce), reducing (in it), reduced (after it, nothing is applied),
-    applied (nothing is reported), saving (a checkpoint is half written), export (the result).
+    applied (nothing is reported), saving (a checkpoint is written, but not yet safe on the disk),
+    export (the result); evaluate (a batch), predict and predicted (a slice).
     """
 
     def __init__(self, plan):
@@ -45,6 +51,14 @@ class Faults:
         return True
 
     def _do(self, entry):
+        if entry["until"]:
+            # Another process says when, by making this file.
+            while not (self.plan / entry["until"]).exists():
+                threading.Event().wait(0.01)
+        if entry["fails"]:
+            raise UserCodeError(
+                "create_loss: scripted.", "Traceback: scripted", tuple(entry["slices"])
+            )
         for victim in entry["victims"]:
             if victim == "master":
                 claim = json.loads(pathlib.Path(sys.argv[-2]).with_name("claim").read_text())
@@ -53,7 +67,16 @@ class Faults:
             os.kill(os.getpid(), entry["signal"])
 
     def _install(self):
-        from elasticdl.worker import checkpoint, group, loop, members, session, work
+        from elasticdl.worker import (
+            checkpoint,
+            group,
+            loop,
+            members,
+            prediction,
+            replica,
+            session,
+            work,
+        )
 
         def before(owner, name, point):
             inner = getattr(owner, name)
@@ -84,12 +107,22 @@ class Faults:
 
         loop.Training._step = stepped
         before(session.Session, "_connect", "join")
+        join = session.Session._join
+
+        def joins(worker, last, part):
+            (self.plan / f"joining-{self.worker}").touch()
+            return join(worker, last, part)
+
+        session.Session._join = joins
         before(group.Group, "all_reduce", "reduce")
         after(group.Group, "all_reduce", "reduced")
         for kind in (members.Alone, members.Together):
             after(kind, "step", "applied")
         before(work.Trainer, "finish", "export")
         before(checkpoint, "_sync", "saving")
+        before(replica.Replica, "evaluation_sums", "evaluate")
+        before(prediction.Predictor, "write", "predict")
+        after(prediction.Predictor, "write", "predicted")
         receive = group.Group.broadcast_into
 
         def received(joined, buffer, source):
@@ -100,8 +133,8 @@ class Faults:
         finish = group.Group._finish
 
         def finished(joined, begin):
-            def begun():
-                work = begin()
+            def begun(*arguments):
+                work = begin(*arguments)
                 self.reach("reducing")
                 return work
 
@@ -132,3 +165,24 @@ class Conv(_Conv):
     def __init__(self, context=None, plan="", **keywords):
         super().__init__(context, **keywords)
         self.faults = Faults(plan) if plan else None
+
+
+class Slow(_Dense):
+    """Takes a time for each element that depends on the worker, and no processor.
+
+    Args:
+        per_element_s: seconds, of a worker that is not named.
+        slow: a worker that takes twice as long.
+    """
+
+    def __init__(self, context=None, per_element_s=0.0005, slow="worker-1", **keywords):
+        super().__init__(context, **keywords)
+        self.seconds = per_element_s * (2 if context["worker_id"] == slow else 1)
+
+    def create_loss(self, outputs, labels):
+        def wait(labels):
+            threading.Event().wait(self.seconds * len(labels))
+            return np.float32(0)
+
+        waited = tf.numpy_function(wait, [labels], tf.float32)
+        return super().create_loss(outputs, labels) + tf.ensure_shape(waited, [])

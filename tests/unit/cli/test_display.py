@@ -274,7 +274,7 @@ def test_a_status_is_json_without_loss() -> None:
 def test_lines_come_every_ten_seconds_and_at_changes() -> None:
     screen = Screen()
     view = display.Plain(TRAINING, *screen.streams)
-    view.started(display.where(TRAINING))
+    view.started(TRAINING, display.where(TRAINING))
     for now in range(3):
         view.show(STARTING, now)
     for step in range(100):  # a status each fifth of a second, for 20 s
@@ -352,7 +352,7 @@ def test_results_say_what_was_asked_for(
 def test_quiet_says_the_result_only() -> None:
     screen = Screen()
     view = display.Quiet(TRAINING, *screen.streams)
-    view.started("here")
+    view.started(TRAINING, "here")
     view.show(dataclasses.replace(RUNNING, notices=("a",)), 0)
     view.remark("b")
     view.result(SUCCEEDED)
@@ -470,7 +470,7 @@ def events(screen: Screen) -> list[dict[str, Any]]:
 def test_json_is_one_object_a_line_on_stdout() -> None:
     screen = Screen()
     view = display.Json(TRAINING, screen.streams[0])
-    view.started(display.where(TRAINING))
+    view.started(TRAINING, display.where(TRAINING))
     view.show(STARTING, 0)
     view.show(dataclasses.replace(RUNNING, notices=("a\nb",)), 1)
     view.show(dataclasses.replace(RUNNING, version=1235), 1.5)
@@ -496,7 +496,7 @@ def test_json_is_one_object_a_line_on_stdout() -> None:
 def test_quiet_json_is_the_result_alone() -> None:
     screen = Screen()
     view = display.Json(TRAINING, screen.streams[0], quiet=True)
-    view.started("here")
+    view.started(TRAINING, "here")
     view.show(dataclasses.replace(RUNNING, notices=("a",)), 0)
     view.remark("b")
     view.result(SUCCEEDED)

@@ -55,6 +55,7 @@ class Job:
 
     script: list[Status | BaseException | int]
     calls: list[str] = field(default_factory=list)
+    config: Any = None
 
     def _next(self) -> Status:
         match self.script:
@@ -105,6 +106,7 @@ class Api:
         if self.problem:
             raise self.problem
         self.started.append(config)
+        self.job.config = config
         return self.job
 
     def describe(self, config: config.JobConfig) -> str:
