@@ -15,6 +15,7 @@ from elasticdl.master import loop, service
 from elasticdl.wire import rpc
 
 _LINGER_S = 30.0  # for the command to ask how the job ended
+_WATCH_S = 0.3  # those who have asked within that time ask again
 
 
 def _say(**message: str) -> None:
@@ -37,7 +38,8 @@ async def _main() -> int:
     except UserError as error:
         _say(error=str(error))
         return 2
-    server, master.address = await rpc.serve(service.Service(master))
+    answers = service.Service(master)
+    server, master.address = await rpc.serve(answers)
     locator = str(master.places.locator)
     rpc.write_locator(locator, master.address, master.term)
     name = master.config.job_name
@@ -66,6 +68,9 @@ async def _main() -> int:
     # The command closes our standard input once it has seen how the job ended.
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(heard.wait(), _LINGER_S)
+    # `elasticdl job stop` waits for the end of another command's job.
+    while answers.watched(_WATCH_S):
+        await asyncio.sleep(_WATCH_S / 10)
     await server.stop(grace=1.0)
     return 0
 

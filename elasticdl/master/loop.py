@@ -22,7 +22,6 @@ from elasticdl.core import failures, job, membership, pods
 from elasticdl.data import outputs
 from elasticdl.errors import ElasticDLError, UserError
 from elasticdl.master import history, places
-from elasticdl.model import artifact
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages
 
@@ -70,7 +69,9 @@ class Loop:
         self.config = found.config
         self.data, self.eval_data, self.term = found.data, found.eval_data, found.term
         training, predicting = self.config.kind == "train", self.config.kind == "predict"
-        self.history = history.History(self.places.work)
+        published = self.places.beginning is places.Beginning.PUBLISHED
+        # What is published has its history, to which nothing more comes.
+        self.history = history.History(None if published else self.places.work)
         self.over = asyncio.Event()
         self.superseded = False
         self.address = ""
@@ -119,9 +120,12 @@ class Loop:
         observed = local.observed(str(self.places.locator)) if self.job.rules.starts else {}
         self._processes.adopt(observed)
         used = [pods.number_of(log.stem) for log in self.places.logs.glob("*.log")]
-        self.post(job.Started(tuple(sorted(observed, key=pods.natural)), max(used, default=-1) + 1))
-        if self.places.beginning is places.Beginning.PUBLISHED:
-            self.post(job.Published())
+        publication = self.places.publication
+        if self.places.beginning is places.Beginning.PUBLISHED and publication is not None:
+            self._do(job.Publish(publication))
+        else:
+            workers = tuple(sorted(observed, key=pods.natural))
+            self.post(job.Started(workers, max(used, default=-1) + 1))
         try:
             while not self.over.is_set():
                 with contextlib.suppress(TimeoutError):
@@ -429,8 +433,7 @@ class Loop:
                 content = json.dumps(history.plain(self._result_metrics), indent=1)
                 self.places.publish_file("metrics.json", content + "\n")
             else:
-                self.places.add_history(Path(result))
-                artifact.publish(Path(result), Path(self.config.output), self.config.overwrite)
+                self.places.publish_model(Path(result), overwrite=self.config.overwrite)
 
     def _check_term(self, known: int) -> None:
         """Gives the job up to a later master, of which a worker knows already."""

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,11 @@ from elasticdl.model import artifact
 _PART = "part-*.recordio"
 _CLAIM = "claim"
 _SCRATCH = "tmp"
+_PUBLISHING = "publishing"
 _HISTORIES = ("metrics.jsonl", "events.jsonl")
 _END_S = 10.0
 _RETRIES = 10
+_RETRY_S = 0.1
 
 
 def one_file(config: JobConfig) -> bool:
@@ -40,7 +43,7 @@ class Beginning(enum.Enum):
     ANEW = "nothing that it could go on from"
     RESUME = "checkpoints, or parts, of the same job, none of whose processes lives"
     TAKEOVER = "the same job, whose workers live or have only just been alive"
-    PUBLISHED = "the same job's result, in the output already"
+    PUBLISHED = "the same job's complete result, in the output or on its way there"
 
 
 @dataclass
@@ -107,16 +110,18 @@ class Places:
                 f"give the same command to take them over, or end them with `elasticdl job stop "
                 f"{before.config.job_name}`."
             )
-        takeover = before is not None and (again or (same and bool(alive) and not config.restart))
-        if self.output is not None:
-            mine = takeover and before is not None and _result_of(self.output, before.config)
-            if mine:
-                self.beginning, self.definition = Beginning.PUBLISHED, before
-                return
+        goes_on = before is not None and (again or (same and not config.restart))
+        takeover = goes_on and (again or bool(alive))
+        published = goes_on and self.publication is not None
+        # A result that is there while the job goes on is its own, or it was to be replaced.
+        if self.output is not None and not (takeover or published):
             _refuse_result(config, self.output)
         self._end_workers({} if takeover else alive)
         term = max(before.term if before else 0, self._newest_term()) + 1
-        if takeover and before is not None:
+        if published and before is not None:
+            self.beginning = Beginning.PUBLISHED
+            self.definition = dataclasses.replace(before, term=term)
+        elif takeover and before is not None:
             self.beginning = Beginning.TAKEOVER
             # The command may ask for another number of workers; all else is the same.
             kept = dataclasses.replace(
@@ -138,9 +143,17 @@ class Places:
         now: definitions.Definition,
         same: bool,
     ) -> Beginning:
-        if before is None or before.config.kind != now.config.kind or now.config.restart:
+        checkpoints = any(self.checkpoints.glob("[!.]*"))
+        if now.config.restart:
             return Beginning.ANEW
-        if now.config.kind == "train" and any(self.checkpoints.glob("[!.]*")):
+        if before is None or before.config.kind != now.config.kind:
+            if checkpoints:
+                raise UserError(
+                    f"output: {now.config.output} has checkpoints of another training, in "
+                    f"{self.checkpoints}. Choose another --output, or remove them."
+                )
+            return Beginning.ANEW
+        if now.config.kind == "train" and checkpoints:
             other = definitions.other_training(before, now)
             if other:
                 raise UserError(
@@ -210,16 +223,39 @@ class Places:
             if entry.name != _CLAIM:
                 _remove(entry)
 
-    def add_history(self, directory: Path) -> None:
-        """Moves histories, logs/ and checkpoints/ to a result, with which they are published."""
-        # Of a training that ended before its first line.
-        for name in _HISTORIES:
-            (self.work / name).touch()
-        (self.work / "logs").mkdir(exist_ok=True)
+    @property
+    def publication(self) -> str | None:
+        """The complete result that is being published, or has been; None: there is none."""
+        try:
+            return (self.work / _PUBLISHING).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def _publishes(self, result: str) -> None:
+        """From now on a master that dies leaves the rest of the publication to the next one."""
+        aside = self.work / f".{_PUBLISHING}"
+        aside.write_text(result, encoding="utf-8")
+        os.replace(aside, self.work / _PUBLISHING)
+
+    def publish_model(self, result: Path, *, overwrite: bool) -> None:
+        """Moves a trained model into the output, with histories, logs/ and checkpoints/.
+
+        Done again after it was interrupted, it goes on; as do the other publications.
+        """
+        assert self.output is not None
+        if self.publication is None:
+            # Of a training that ended before its first line.
+            for name in _HISTORIES:
+                (self.work / name).touch()
+            (self.work / "logs").mkdir(exist_ok=True)
+            self._publishes(str(result))
         for name in (*_HISTORIES, "logs"):
-            os.replace(self.work / name, directory / name)
+            if (self.work / name).exists():
+                os.replace(self.work / name, result / name)
         if self._checkpoint_files():
-            os.replace(self.checkpoints, directory / "checkpoints")
+            os.replace(self.checkpoints, result / self.checkpoints.name)
+        if (result / artifact.TRAINED_MODEL).exists():
+            artifact.publish(result, self.output, overwrite)
 
     def publish_parts(self, slices: int) -> None:
         """Moves the parts of a prediction into the output directory, in place of older ones; or
@@ -228,13 +264,24 @@ class Places:
         assert self.output is not None
         parts = [self.result / outputs.part_name(number, slices) for number in range(slices)]
         if self.work.parent == self.output:
-            for old in self.output.glob(_PART):
-                old.unlink()
+            if self.publication is None:
+                for old in self.output.glob(_PART):
+                    old.unlink()
+                self._publishes("")
             for part in parts:
-                os.replace(part, self.output / part.name)
+                if part.exists():
+                    os.replace(part, self.output / part.name)
             return
-        # Valid RecordIO files, one behind the other, are a valid RecordIO file.
         whole = self.work / "whole"
+        if self.publication is None:
+            self._join(parts, whole)
+            self._publishes("")
+        if whole.exists():
+            os.replace(whole, self.output)
+
+    @staticmethod
+    def _join(parts: list[Path], whole: Path) -> None:
+        # Valid RecordIO files, one behind the other, are a valid RecordIO file.
         with whole.open("wb") as target:
             for part in parts:
                 with part.open("rb") as source:
@@ -242,7 +289,6 @@ class Places:
                 part.unlink()
             target.flush()
             os.fsync(target.fileno())
-        os.replace(whole, self.output)
 
     def publish_file(self, name: str, content: str) -> None:
         """Writes one small text file into the output, whole or not at all."""
@@ -282,10 +328,15 @@ class Places:
 
 def _claimed(work: Path, made: list[Path], config: JobConfig) -> claim.Claim:
     """The claim on `work`; it and the directories above it are made, and added to `made`."""
-    # The output's last owner may be removing directories until we have claimed it.
+    # The output's last owner may be removing directories until we have claimed it; and a master
+    # whose command was killed takes a moment to go.
     for _ in range(_RETRIES):
-        with contextlib.suppress(FileNotFoundError):
+        try:
             return _claimed_at_once(work, made, config)
+        except FileNotFoundError:
+            continue
+        except claim.Taken:
+            time.sleep(_RETRY_S)
     return _claimed_at_once(work, made, config)
 
 
@@ -334,10 +385,3 @@ def _refuse_result(config: JobConfig, output: Path) -> None:
             f"output: {config.output} already has a result ({found[0].name}). Choose another "
             "--output, or replace it with --overwrite."
         )
-
-
-def _result_of(output: Path, config: JobConfig) -> bool:
-    """Whether this very job has put its result there already."""
-    if config.kind != "train" or not (output / artifact.TRAINED_MODEL).exists():
-        return False
-    return artifact.read(output).job_name == config.job_name

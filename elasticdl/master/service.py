@@ -1,5 +1,6 @@
 """RPC → event."""
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +20,12 @@ class Service(elasticdl_pb2_grpc.MasterServicer):
 
     def __init__(self, loop: loop.Loop) -> None:
         self._loop = loop
+        self._watching: dict[str, float] = {}
+
+    def watched(self, within_s: float) -> bool:
+        """Whether somebody asked in the last `within_s` seconds, and was not told of an end."""
+        now = time.monotonic()
+        return any(now - asked < within_s for asked in self._watching.values())
 
     async def Register(self, request: pb.RegisterRequest, context: _Context) -> pb.RegisterReply:
         return self._loop.registered()
@@ -58,7 +65,12 @@ class Service(elasticdl_pb2_grpc.MasterServicer):
         return self._loop.fail(request)
 
     async def Status(self, request: pb.StatusRequest, context: _Context) -> pb.JobStatus:
-        return self._loop.status()
+        status = self._loop.status()
+        if self._loop.job.over:
+            self._watching.pop(context.peer(), None)
+        else:
+            self._watching[context.peer()] = time.monotonic()
+        return status
 
     async def Stop(self, request: pb.StopRequest, context: _Context) -> pb.StopReply:
         self._loop.post(job.StopAsked(request.reason or "Stopped on request."))
