@@ -15,7 +15,7 @@ from elasticdl.master import loop, service
 from elasticdl.wire import rpc
 
 _LINGER_S = 30.0  # for the command to ask how the job ended
-_WATCH_S = 0.3  # those who have asked within that time ask again
+_WATCH_S = 1.0  # those who have asked within that time ask again
 
 
 def _say(**message: str) -> None:
@@ -70,7 +70,7 @@ async def _main() -> int:
         await asyncio.wait_for(heard.wait(), _LINGER_S)
     # `elasticdl job stop` waits for the end of another command's job.
     while answers.watched(_WATCH_S):
-        await asyncio.sleep(_WATCH_S / 10)
+        await asyncio.sleep(0.02)
     await server.stop(grace=1.0)
     return 0
 

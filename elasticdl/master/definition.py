@@ -64,6 +64,14 @@ class Data:
     def slices(self) -> int:
         return sum(-(-count // self.slice_records) for count in self.records)
 
+    @property
+    def lengths(self) -> list[int]:
+        """The records of each slice, in the order of the slices' numbers."""
+        size = self.slice_records
+        return [
+            min(size, count - begin) for count in self.records for begin in range(0, count, size)
+        ]
+
     def message(self) -> pb.Dataset:
         return pb.Dataset(
             files=[

@@ -79,6 +79,9 @@ class Loop:
         if took_over or self.places.beginning is places.Beginning.RESUME:
             with outputs.writing(self.config.output):
                 self.history.go_on(notices=took_over)
+        parts_done = self._parts_done() if predicting else ()
+        lengths = self.data.lengths if parts_done else []
+        self.history.elements = sum(lengths[number] for number in parts_done)
         standby, standby_after_s = self._standby(start_workers)
         self.job = job.Job(
             job.Rules(
@@ -89,7 +92,7 @@ class Loop:
                 standby_after_s=standby_after_s,
                 streams=0 if predicting else self.config.streams,
                 slices=self.data.slices if predicting else 0,
-                done=self._parts_done() if predicting else (),
+                done=parts_done,
                 checkpoints=training and self._checkpoints,
                 # A debugger may hold up all threads of the process that it looks into.
                 grace_s=self.config.grace_s if start_workers else math.inf,

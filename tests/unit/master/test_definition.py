@@ -74,6 +74,7 @@ def test_data_are_counted_and_measured(tmp_path):
         tuple(map(str, files)), (30, 10), tuple(f.stat().st_size for f in files), 8
     )
     assert (found.total, found.slices) == (40, 4 + 2)
+    assert found.lengths == [8, 8, 8, 6, 8, 2]
     message = found.message()
     assert [(each.path, each.records) for each in message.files] == [
         (str(files[0]), 30),

@@ -14,7 +14,7 @@ import pytest
 from elasticdl.config import JobConfig
 from elasticdl.data import outputs, recordio
 from elasticdl.errors import UserError
-from elasticdl.master import loop, service
+from elasticdl.master import definition, loop, service
 from elasticdl.model import artifact
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import elasticdl_pb2_grpc, rpc
@@ -67,7 +67,7 @@ class Serving:
         return self
 
     async def __aexit__(self, *error):
-        if not self._run.done():
+        while not self.master.over.is_set():  # the second one does not wait for a checkpoint
             await self.stop("The test is over.")
         await self._run
         await self._channel.close()
@@ -78,7 +78,7 @@ class Serving:
         await self._run
         return await self.status()
 
-    def join(self, worker, generation=0, version=None):
+    def join(self, worker, generation=0, version=None, term=0):
         progress = None if version is None else pb.Progress(version=version, cursors=[pb.Cursor()])
         return asyncio.ensure_future(
             self._stub.Join(
@@ -87,6 +87,7 @@ class Serving:
                     generation=generation,
                     progress=progress,
                     address=f"host-of-{worker}:1",
+                    term=term,
                 )
             )
         )
@@ -106,10 +107,29 @@ class Serving:
             pb.FinishRequest(worker=worker, generation=generation, **fields)
         )
 
-    async def fail(self, worker, kind, message, trace=""):
-        await self._stub.Fail(
-            pb.FailRequest(worker=worker, kind=kind, message=message, trace=trace)
+    async def fail(self, worker, kind, message, trace="", **fields):
+        return await self._stub.Fail(
+            pb.FailRequest(worker=worker, kind=kind, message=message, trace=trace, **fields)
         )
+
+    async def leave(self, worker, **fields):
+        return await self._stub.Leave(pb.LeaveRequest(worker=worker, **fields))
+
+    async def scale(self, num_workers):
+        return (await self._stub.Scale(pb.ScaleRequest(num_workers=num_workers))).problem
+
+    def follow(self, worker):
+        return Orders(self._stub.Follow(pb.OrdersRequest(worker=worker)))
+
+    async def orders(self, worker):
+        """Those that a worker has that begins to follow now."""
+        async with self.follow(worker) as orders:
+            return await orders.next()
+
+    async def joined(self, *workers):
+        """Returns when these calls of Join have come in."""
+        while not self.master.job.alive.issuperset(workers):
+            await self.status()
 
     async def register(self, worker):
         return await self._stub.Register(pb.RegisterRequest(worker=worker, pid=1))
@@ -123,6 +143,22 @@ class Serving:
     async def two_members(self):
         """The answers to two workers that form the first generation."""
         return await asyncio.gather(self.join("worker-0"), self.join("worker-1"))
+
+
+class Orders:
+    """The stream of one worker's orders."""
+
+    def __init__(self, call):
+        self._call = call
+
+    async def next(self):
+        return await self._call.read()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        self._call.cancel()
 
 
 def tells(story, config, **options):
@@ -188,12 +224,11 @@ def test_workers_that_join_get_the_same_generation(config):
 def test_a_call_is_superseded_by_the_same_workers_next(config):
     async def story(serving):
         older = serving.join("worker-0")
-        while "worker-0" not in serving.master.job.alive:
-            await serving.status()
+        await serving.joined("worker-0")
         newer = serving.join("worker-0")
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await older
-        assert raised.value.code() == grpc.StatusCode.CANCELLED
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
         assert (await serving.join("worker-1")).generation == 1
         assert (await newer).generation == 1
 
@@ -203,8 +238,7 @@ def test_a_call_is_superseded_by_the_same_workers_next(config):
 def test_a_worker_that_hung_up_and_calls_again_is_answered(config):
     async def story(serving):
         older = serving.join("worker-0")
-        while "worker-0" not in serving.master.job.alive:
-            await serving.status()
+        await serving.joined("worker-0")
         older.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await older
@@ -217,21 +251,52 @@ def test_a_worker_that_hung_up_and_calls_again_is_answered(config):
     tells(story, config("train"))
 
 
-def test_members_hear_of_a_newcomer_at_their_next_heartbeat(config):
+def test_members_hear_at_once_of_a_worker_that_takes_a_lost_ones_place(config):
+    async def story(serving):
+        await asyncio.gather(*(serving.join(f"worker-{number}") for number in range(2)))
+        async with serving.follow("worker-0") as member, serving.follow("worker-2") as newcomer:
+            assert not (await member.next()).regroup
+            assert not (await newcomer.next()).regroup
+            await serving.leave("worker-1", reason="SIGTERM")
+            # It waits for a generation that has left it.
+            assert (await member.next()).given_up == 1
+            joining = serving.join("worker-2")
+            assert (await member.next()).regroup
+            first, second = await asyncio.gather(joining, serving.join("worker-0", 1, 7))
+            assert first.generation == second.generation == 2
+            assert [each.version for each in first.members] == [7, -1]
+            after = await member.next()
+            assert (after.regroup, after.stop) == (False, False)
+
+    tells(story, config("train"))
+
+
+def test_one_too_many_stands_by_and_interrupts_nobody(config):
     async def story(serving):
         await serving.two_members()
-        assert not (await serving.heartbeat("worker-0", generation=1)).regroup
-        newcomer = serving.join("worker-2")
-        while "worker-2" not in serving.master.job.alive:
-            await serving.status()
-        assert (await serving.heartbeat("worker-0", generation=1)).regroup
-        assert not (await serving.heartbeat("worker-2")).regroup
-        replies = await asyncio.gather(
-            newcomer, serving.join("worker-1", 1, 7), serving.join("worker-0", 1, 7)
-        )
-        assert {reply.generation for reply in replies} == {2}
-        assert [member.version for member in replies[0].members] == [7, 7, -1]
-        assert not (await serving.heartbeat("worker-0", generation=2)).regroup
+        standby = serving.join("worker-2")
+        await serving.joined("worker-2")
+        await serving.heartbeat("worker-2", phase="warm")
+        assert not (await serving.orders("worker-0")).regroup
+        status = await serving.status()
+        assert [(each.worker, each.phase) for each in status.workers][2] == ("worker-2", "standby")
+        assert not standby.done()
+
+    tells(story, config("train"))
+
+
+def test_orders_are_whole_each_time_and_the_newest_stream_has_them(config):
+    async def story(serving):
+        await serving.two_members()
+        async with serving.follow("worker-0") as older:
+            assert not (await older.next()).stop
+            async with serving.follow("worker-0") as newer:
+                assert (await newer.next()).term == 1
+                await serving.stop()
+                assert (await newer.next()).regroup  # to stop at the end of a step
+                await serving.stop()
+                assert (await newer.next()).stop
+        assert (await serving.orders("worker-0")).stop
 
     tells(story, config("train"))
 
@@ -256,6 +321,8 @@ def test_status_says_how_the_job_stands(config):
                     elements=60,
                     loss_sum=30.0,
                     steps=3,
+                    total_elements=60,
+                    epoch_elements=20,
                     metrics={"accuracy": pb.Value(numbers=[0.25])},
                 )
             ],
@@ -264,6 +331,7 @@ def test_status_says_how_the_job_stands(config):
             ],
             learning_rate=0.01,
             notices=["Mind the gap."],
+            checkpoint=pb.CheckpointReport(version=2, problem="checkpoint: full"),
         )
         await serving.heartbeat("worker-1", phase="evaluating", generation=1)
         status = await serving.status()
@@ -289,8 +357,13 @@ def test_status_says_how_the_job_stands(config):
                 pb.WorkerStatus(worker="worker-0", phase="member", rank=0, streams=[0, 1]),
                 pb.WorkerStatus(worker="worker-1", phase="evaluating", rank=1, streams=[2, 3]),
             ],
-            notices=["Mind the gap."],
+            notices=["Mind the gap.", "checkpoint: full"],
             output=serving.master.config.output,
+            num_workers=2,
+            min_workers=1,
+            checkpoint_version=2,
+            checkpoint_problem="checkpoint: full",
+            term=1,
         )
 
     tells(story, config("train", epochs=2))
@@ -307,7 +380,10 @@ def test_a_training_ends_with_its_result_in_the_output(config, tmp_path):
     async def story(serving):
         await serving.two_members()
         await serving.heartbeat(
-            "worker-0", steps=[pb.StepReport(version=9, elements=40, loss_sum=20.0, steps=9)]
+            "worker-0",
+            steps=[
+                pb.StepReport(version=9, elements=40, loss_sum=20.0, steps=9, total_elements=40)
+            ],
         )
         other = serving.join("worker-1", 1, 9)
         directory = trained(serving.master.places.result / "generation-1")
@@ -321,7 +397,7 @@ def test_a_training_ends_with_its_result_in_the_output(config, tmp_path):
         assert reply.accepted
         assert (await other).stop
         assert (await serving.join("worker-0", 1, 9)).stop
-        assert (await serving.heartbeat("worker-0")).stop
+        assert (await serving.orders("worker-0")).stop
         status = await serving.ended()
         assert (status.phase, status.reason) == ("succeeded", "All records are done.")
         assert status.eval_metrics["accuracy"].numbers == [1.0]
@@ -329,6 +405,7 @@ def test_a_training_ends_with_its_result_in_the_output(config, tmp_path):
 
     tells(story, config("train"))
     assert found(tmp_path / "out") == [
+        "events.jsonl",
         "logs",
         "metrics.jsonl",
         "parameters.safetensors",
@@ -464,8 +541,7 @@ def test_a_worker_that_fails_ends_the_job_and_nothing_is_left(config, tmp_path, 
 def test_a_job_is_stopped_on_request(config, tmp_path):
     async def story(serving):
         waiting = serving.join("worker-0")
-        while "worker-0" not in serving.master.job.alive:
-            await serving.status()
+        await serving.joined("worker-0")
         await serving.stop("Stopped by Ctrl-C.")
         assert (await waiting).stop
         status = await serving.ended()
@@ -481,11 +557,13 @@ def test_reports_that_come_late_change_nothing(config, tmp_path):
         await serving.stop()
         assert (await serving.ended()).reason == "Stopped on request."
         late = [pb.StepReport(version=9, elements=40, loss_sum=20.0)]
-        assert (await serving.heartbeat("worker-0", steps=late)).stop
+        await serving.heartbeat("worker-0", steps=late)
+        assert (await serving.orders("worker-0")).stop
         assert (await serving.join("worker-0")).stop
         assert (await serving.lease("worker-0")).finished
         assert not (await serving.finish("worker-0", 1)).accepted
-        await serving.fail("worker-0", "bug", "too late")
+        assert not (await serving.fail("worker-0", "bug", "too late")).again
+        assert await serving.scale(3) != ""
         status = await serving.status()
         assert (status.phase, status.version) == ("cancelled", 0)
 
@@ -498,7 +576,8 @@ def test_a_full_disk_ends_the_job_with_what_to_do(config, tmp_path):
         await serving.two_members()
         (serving.master.places.work / "metrics.jsonl").symlink_to("/dev/full")
         steps = [pb.StepReport(version=9, elements=40, loss_sum=20.0)]
-        assert (await serving.heartbeat("worker-0", steps=steps)).stop
+        await serving.heartbeat("worker-0", steps=steps)
+        assert (await serving.orders("worker-0")).stop
         status = await serving.ended()
         assert status.failure_kind == "user"
         assert status.failure_message == (
@@ -529,10 +608,161 @@ def test_what_cannot_begin_is_refused_and_leaves_nothing(config, tmp_path, field
 )
 def test_a_predictions_slices_are_enough_for_all_workers(config, total, workers, asked, expected):
     job = config("predict", num_workers=workers, streams=8, slice_records=asked)
-    data = loop.Data.of("data", job.data, job)
+    data = definition.Data.of("data", job.data, job)
     assert data.total == total
     assert data.slice_records == expected
     assert data.slices == -(-30 // expected) + -(-10 // expected)
+
+
+# ---- a later master -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["join", "heartbeat", "finish"])
+def test_a_worker_that_knows_a_later_master_ends_this_one_and_not_the_job(config, tmp_path, call):
+    async def story(serving):
+        await serving.two_members()
+        waiting = serving.join("worker-1", 1, 5)
+        await serving.status()
+        calls = {
+            "join": lambda: serving.join("worker-0", 1, 5, term=2),
+            "heartbeat": lambda: serving.heartbeat("worker-0", generation=1, term=2),
+            "finish": lambda: serving.finish("worker-0", 1, directory="/nowhere", term=2),
+        }
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await calls[call]()
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        await serving._run
+        assert serving.master.superseded
+        assert not waiting.done()
+        waiting.cancel()
+
+    tells(story, config("train"))
+    # All that the later one needs is there.
+    assert (tmp_path / "out" / ".elasticdl" / "job.json").exists()
+
+
+def test_a_worker_that_knows_an_earlier_master_is_answered(config):
+    async def story(serving):
+        first, _ = await asyncio.gather(
+            serving.join("worker-0", term=1), serving.join("worker-1", term=0)
+        )
+        assert first.term == 1
+        await serving.heartbeat("worker-0", term=1)
+
+    tells(story, config("train"))
+
+
+def test_a_master_that_is_told_to_end_after_the_job_has_nothing_to_hand_over(config, tmp_path):
+    async def story(serving):
+        await serving.stop()
+        serving.master.release()
+        await serving.ended()
+        assert not serving.master.superseded
+
+    tells(story, config("train"))
+    assert not (tmp_path / "out").exists()
+
+
+# ---- leaving, scaling, failing -------------------------------------------------------------------
+
+
+def test_the_last_worker_with_a_replica_saves_it_before_it_leaves(config):
+    async def story(serving):
+        await serving.two_members()
+        assert not (await serving.leave("worker-1", reason="SIGTERM")).save
+        assert (await serving.leave("worker-0", reason="SIGTERM")).save
+        assert serving.master.job.alive == {"worker-0"}
+        assert not (await serving.leave("worker-0", reason="SIGTERM", saved=True)).save
+        assert serving.master.job.alive == set()
+        assert (await serving.status()).notices == [
+            "worker-1 leaves at step 0 (SIGTERM).",
+            "worker-0 leaves at step 0 (SIGTERM).",
+        ]
+
+    tells(story, config("train"))
+
+
+def test_without_checkpoints_the_last_worker_saves_nothing(config):
+    async def story(serving):
+        await serving.two_members()
+        for worker in ("worker-1", "worker-0"):
+            assert not (await serving.leave(worker, reason="SIGTERM")).save
+
+    tells(story, config("train", checkpoint_every="0"))
+
+
+def test_a_training_that_is_stopped_leaves_a_checkpoint(config):
+    async def story(serving):
+        await serving.two_members()
+        await serving.stop("Stopped on request.")
+        status = await serving.status()
+        assert status.phase == "running"
+        assert status.reason == "Stopped on request. A last checkpoint is being written."
+        first, second = serving.join("worker-0", 1, 7), serving.join("worker-1", 1, 7)
+        assert (await first).save
+        assert (await serving.join("worker-0", 1, 7)).stop
+        assert (await second).stop
+        assert (await serving.ended()).phase == "cancelled"
+
+    tells(story, config("train"))
+
+
+def test_jobs_whose_workers_somebody_else_starts_are_not_scaled(config):
+    async def story(serving):
+        assert await serving.scale(3) == "this job's workers are started by somebody else"
+        assert (await serving.status()).num_workers == 2
+
+    tells(story, config("train"))
+
+
+def test_checkpoints_count_only_from_members_of_the_generation(config):
+    async def story(serving):
+        await serving.two_members()
+        report = pb.CheckpointReport(version=5, seconds=0.5, bytes=100)
+        await serving.heartbeat("worker-0", generation=7, checkpoint=report)
+        assert (await serving.status()).checkpoint_version == 0
+        await serving.heartbeat("worker-0", generation=1, checkpoint=report)
+        assert (await serving.status()).checkpoint_version == 5
+        lines = (serving.master.places.work / "events.jsonl").read_text().splitlines()
+        said = [json.loads(line) for line in lines]
+        assert [each["event"] for each in said] == ["generation", "checkpoint"]
+        assert (said[1]["version"], said[1]["bytes"]) == (5, 100)
+
+    tells(story, config("train"))
+
+
+def test_parts_that_are_done_are_not_leased_again(config):
+    job = config("predict", slice_records=10)
+    first = loop.Loop(job, start_workers=False)
+    for number in (1, 2):
+        (first.places.result / outputs.part_name(number, 4)).write_bytes(b"part")
+    first.places.claim.release()
+
+    async def story(serving):
+        assert serving.master.term == 2
+        given = [await serving.lease("worker-0"), await serving.lease("worker-0", 0)]
+        assert [list(each.slices) for each in given] == [[0], [3]]
+        status = await serving.status()
+        assert (status.records, status.records_total) == (30, 40)
+
+    tells(story, job)
+
+
+def test_a_job_whose_master_died_while_it_published_is_done(config, tmp_path):
+    job = config("train")
+    first = loop.Loop(job, start_workers=False)
+    result = trained(first.places.result / "generation-1-1")
+    (first.places.work / "metrics.jsonl").write_text("lines")
+    (first.places.work / "publishing").write_text(result)
+    first.places.claim.release()
+
+    async def story(serving):
+        assert (await serving.ended()).phase == "succeeded"
+        assert (await serving.join("worker-0", 3, 9)).stop
+
+    tells(story, job, again=str(first.places.work))
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == "lines"
+    assert (tmp_path / "out" / "trained_model.pb").exists()
 
 
 # ---- with processes -----------------------------------------------------------------------------
@@ -551,15 +781,14 @@ def test_workers_that_die_again_and_again_end_the_job_with_their_last_words(conf
         logs = tmp_path / "out" / ".elasticdl" / "workers"
         assert status.failure_kind == "bug"
         assert status.failure_message == (
-            "worker-3 ended (exit status 1; its log ends: and its last words), the 4th loss "
-            f"without a step in between; the workers' logs are in {logs}"
+            "worker-0 ended (exit status 1; its log ends: and its last words). That was failure 3, "
+            f"and max_failures = 3; the workers' logs are in {logs}"
         )
         assert status.failure_trace == "words before\nand its last words"
-        assert "another one is being started" not in status.reason
 
     tells(story, config("train", num_workers=1), **program(DIES))
     logs = tmp_path / "out" / ".elasticdl" / "workers"
-    assert found(logs) == [f"worker-{number}.log" for number in range(4)]
+    assert found(logs) == [f"worker-{number}.log" for number in range(3)]
     assert found(logs.parent) == ["workers"]
 
 
@@ -575,14 +804,29 @@ def test_a_long_log_is_told_by_its_end(config):
     tells(story, config("train", num_workers=1), **program(code))
 
 
-def test_a_silent_death_is_told_without_words(config, tmp_path):
+def test_a_silent_crash_is_told_without_words(config):
     async def story(serving):
         status = await serving.ended()
-        assert status.failure_message.startswith("worker-3 ended (killed by SIGKILL), the 4th loss")
+        assert status.failure_message.startswith("worker-0 ended (killed by SIGSEGV)")
         assert status.failure_trace == ""
 
-    code = "import os; os.kill(os.getpid(), 9)"
-    tells(story, config("evaluate", num_workers=1, output=""), **program(code))
+    code = "import os, resource, signal; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+    code += "os.kill(os.getpid(), signal.SIGSEGV)"
+    job = config("evaluate", num_workers=1, output="", max_failures=1)
+    tells(story, job, **program(code))
+
+
+def test_a_worker_that_is_killed_is_replaced_and_no_failure(config):
+    async def story(serving):
+        while not (notices := (await serving.status()).notices):
+            pass
+        assert notices == ["worker-0 is lost (killed by SIGKILL); that is no failure."]
+        assert (await serving.status()).phase == "starting"
+        assert serving.master.job.alive == {"worker-1"}
+
+    code = "import os, signal, sys; 'worker-0' in sys.argv and os.kill(os.getpid(), 9); "
+    code += "signal.pause()"
+    tells(story, config("train", num_workers=1, max_failures=1), **program(code))
 
 
 def test_a_worker_that_fails_by_a_fault_of_ours_leaves_the_logs_and_says_where(config, tmp_path):
@@ -615,3 +859,45 @@ def test_when_the_job_is_stopped_its_processes_are(config, tmp_path, monkeypatch
         os.mkfifo(pipe)
     tells(story, config("train"), **program(WAITS))
     assert not (tmp_path / "out").exists()
+
+
+def test_workers_that_wait_are_scaled_within_what_can_be(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def story(serving):
+        assert await serving.scale(0) == "expected at least min_workers = 1; got 0"
+        assert await serving.scale(5) == (
+            "expected at most one worker a stream, streams = 4; got 5"
+        )
+        assert await serving.scale(3) == ""
+        status = await serving.status()
+        assert status.num_workers == 3
+        assert status.notices == ["num_workers goes from 2 to 3, as asked."]
+        assert serving.master.job.alive == {"worker-0", "worker-1", "worker-2"}
+
+    tells(story, config("train"), **program("import signal; signal.pause()"))
+
+
+def test_code_of_the_user_may_fail_until_the_budget_is_spent(config):
+    async def story(serving):
+        again = await serving.fail(
+            "worker-0", "user_code", "ValueError: no.", "File x", phase="member", attempt=1
+        )
+        assert again.again
+        [notice] = (await serving.status()).notices
+        assert notice == (
+            "worker-0 failed (ValueError: no); that was failure 1, and max_failures = 2: the job "
+            "goes on."
+        )
+        again = await serving.fail(
+            "worker-1", "user_code", "KeyError: other.", "File y", phase="member", attempt=1
+        )
+        assert not again.again
+        status = await serving.ended()
+        assert status.failure_message == (
+            "ValueError: no. That was failure 2, and max_failures = 2."
+        )
+        assert status.failure_trace == "File x"
+
+    waits = program("import signal; signal.pause()")
+    tells(story, config("train", max_failures=2), **waits)

@@ -1,22 +1,25 @@
-"""The master's process lives as long as its job and the command that started it."""
+"""The master's process lives as long as its command, or its job; the job outlives it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 
+import grpc
 import pytest
 
+from elasticdl.cluster import registry
 from elasticdl.config import JobConfig
 from elasticdl.data import recordio
 from elasticdl.wire import elasticdl_pb2 as pb
-from elasticdl.wire import rpc
+from elasticdl.wire import elasticdl_pb2_grpc, rpc
 
 
 class Command:
     """What a command does with the master that it has started."""
 
-    def __init__(self, data, output):
+    def __init__(self, data, output, state, again=""):
         config = JobConfig(
             kind="train", data=str(data), output=str(output), model_def="m.M", job_name="a-job"
         )
@@ -26,8 +29,9 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "XDG_STATE_HOME": str(state)},
         )
-        order = {"config": config.to_json(), "start_workers": False}
+        order = {"config": config.to_json(), "start_workers": False, "again": again}
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         self.said = json.loads(self.process.stdout.readline())
@@ -46,8 +50,8 @@ class Command:
 def command(tmp_path):
     started = []
 
-    def command(data):
-        started.append(Command(data, tmp_path / "new" / "out"))
+    def command(data, **options):
+        started.append(Command(data, tmp_path / "new" / "out", tmp_path / "state", **options))
         return started[-1]
 
     yield command
@@ -65,12 +69,46 @@ def data(tmp_path):
     return path
 
 
-def test_a_command_that_is_gone_takes_its_job_along(command, data, tmp_path):
+@pytest.fixture
+def work(tmp_path):
+    return tmp_path / "new" / "out" / ".elasticdl"
+
+
+def noted(tmp_path):
+    """The names of the jobs that are noted as running."""
+    return [each.job_name for each in registry.entries({"XDG_STATE_HOME": str(tmp_path / "state")})]
+
+
+def test_a_command_that_is_gone_leaves_its_job_to_the_next_master(command, data, tmp_path, work):
     started = command(data)
+    assert started.said["work"] == str(work)
     assert started.status().phase == "starting"
-    assert (tmp_path / "new" / "out" / ".elasticdl" / "claim").exists()
-    assert started.leave() == (0, "")
-    assert not (tmp_path / "new").exists()
+    assert json.loads((work / "master.json").read_text()) == {
+        "address": started.said["address"],
+        "term": 1,
+    }
+    assert started.leave()[0] == 0
+    assert (work / "job.json").exists()
+    assert noted(tmp_path) == ["a-job"]
+
+    again = command(data, again=str(work))
+    assert again.status().term == 2
+    assert json.loads((work / "master.json").read_text())["term"] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_master_that_is_told_to_end_hands_over(command, data, tmp_path, work, number):
+    started = command(data)
+    started.process.send_signal(number)
+    assert started.process.wait() == 0
+    assert (work / "job.json").exists()
+    assert noted(tmp_path) == ["a-job"]
+    # The client goes on at the next one, which the locator names.
+    again = command(data, again=str(work))
+    client = rpc.Client(str(work / "master.json"))
+    assert client.call("Status", pb.StatusRequest()).term == 2
+    client.close()
+    assert again.status().phase == "starting"
 
 
 def test_the_end_of_a_job_can_be_asked_for_until_the_command_leaves(command, data, tmp_path):
@@ -80,18 +118,25 @@ def test_the_end_of_a_job_can_be_asked_for_until_the_command_leaves(command, dat
         pass
     assert status.reason == "Enough."
     assert started.status() == status
-    assert started.leave() == (0, "")
+    assert noted(tmp_path) == []
+    assert started.leave()[0] == 0
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_master_that_is_told_to_stop_says_so(command, data, number):
+def test_whoever_watches_a_job_hears_of_its_end_though_the_command_has_left(command, data):
     started = command(data)
-    started.process.send_signal(number)
-    while (status := started.status()).phase != "cancelled":
+    # A connection of its own, as that of another process is.
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    channel = grpc.insecure_channel(started.said["address"], options=own)
+    other = elasticdl_pb2_grpc.MasterStub(channel)
+    assert other.Status(pb.StatusRequest()).phase == "starting"
+    other.Stop(pb.StopRequest(reason="Enough."))
+    while started.status().phase != "cancelled":
         pass
-    assert status.reason == "The master was told to stop."
-    assert started.leave() == (0, "")
+    started.process.stdin.close()
+    assert other.Status(pb.StatusRequest()).phase == "cancelled"
+    assert started.process.wait() == 0
+    channel.close()
 
 
 def test_what_cannot_begin_is_said_in_one_line(command, tmp_path):
