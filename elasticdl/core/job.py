@@ -399,9 +399,13 @@ class Job:
         return Orders(regroup=self._regroups(worker), given_up=given_up)
 
     def current(self, worker: str, generation: int) -> bool:
-        """Whether this worker speaks for the current generation; no other's result counts."""
+        """Whether this worker speaks for the current generation; no other's result counts.
+
+        Which one that is, a new master does not know until it has heard all workers.
+        """
         return (
             self.generation is not None
+            and not self._unheard
             and self.generation.number == generation
             and worker in self.members
         )
@@ -635,8 +639,7 @@ class Job:
             self._early_losses = 0
         seen = _Seen(event.now, event.phase, event.version, event.generation, event.rank)
         self._seen[event.worker] = seen
-        if event.phase in AT_WORK:
-            self._adopt(event)
+        self._adopt(event)
         if self.current(event.worker, event.generation):
             seen.pace = event.pace
             self.version = max(self.version, event.version)
@@ -653,18 +656,30 @@ class Job:
         known = self.generation
         if event.worker in self._waiting or (known is not None and not self._adopting):
             return
-        if known is None or event.generation > known.number:
-            known = membership.Generation(event.generation, (), term=self.rules.term)
-            # Who is in an older one is alone there; nor can one go on of which a member is gone.
-            self._given_up = max(self._given_up, event.generation - (not self._missed))
-        elif event.generation < known.number or event.worker in known.members:
+        known = self._learn(event.generation)
+        if known is None or event.phase not in AT_WORK or event.generation < known.number:
             return
-        self._adopting = True
+        if event.worker in known.members:
+            return
         members = [*known.members, event.worker]
         members.sort(key=lambda worker: self._seen[worker].rank if worker in self._seen else -1)
         streams = {**known.streams, event.worker: event.streams}
         self.generation = dataclasses.replace(known, members=tuple(members), streams=streams)
         self._become("running", _at_work(len(members)))
+
+    def _learn(self, number: int) -> membership.Generation | None:
+        """The newest generation of which a new master knows, now that it has heard of this one.
+
+        It counts even before one of its members is at work, and older ones do not any more.
+        """
+        known = self.generation
+        adopting = self._adopting or known is None
+        if adopting and number > (known.number if known is not None else 0):
+            self._adopting = True
+            self.generation = membership.Generation(number, (), term=self.rules.term)
+            # Nor can one go on of which a member is gone.
+            self._given_up = max(self._given_up, number - (not self._missed))
+        return self.generation
 
     def _tick(self, now: float) -> list[Effect]:
         before, self._now = self._now, now
@@ -754,7 +769,9 @@ class Job:
         )
         if self._now is not None:
             self._waiting_since[event.worker] = self._now
-        if last is not None and event.worker in last.members and event.generation < last.number:
+        if last is None or self._adopting:
+            self._learn(event.generation)
+        elif event.worker in last.members and event.generation < last.number:
             # It was never in this generation, which therefore cannot work.
             self._given_up = max(self._given_up, last.number)
         return self._form()
@@ -771,13 +788,13 @@ class Job:
         )
 
     def _on_their_way(self) -> frozenset[str]:
-        """Workers with a replica that an earlier master has left between two generations: they
-        are about to call, and what they have may be the newest.
+        """Workers that an earlier master has left between two generations: they are about to
+        call, and the replica that they have, or are just receiving, may be the newest.
         """
         if self.generation is not None and not self._adopting:
             return frozenset()
-        with_replica = {worker for worker, seen in self._seen.items() if seen.version >= 0}
-        return frozenset(with_replica & self._alive - self._leaving - self._waiting.keys())
+        told = {w for w, seen in self._seen.items() if seen.generation > 0 or seen.version >= 0}
+        return frozenset(told & self._alive - self._leaving - self._waiting.keys())
 
     def _form(self) -> list[Effect]:
         """The next generation, once everybody who must be in it has called."""
@@ -961,7 +978,8 @@ class Job:
             # Once more: whoever asks does not want to wait for a checkpoint.
             return self._end("cancelled", reason)
         replicas = any(c.progress is not None for c in self._waiting.values())
-        if not self.rules.checkpoints or not (self.members or self._unheard or replicas):
+        others = self.members or self._unheard or self._on_their_way()
+        if not self.rules.checkpoints or not (replicas or others):
             return self._end("cancelled", reason)
         self._stop_reason = reason
         self._stop_by = None if self._now is None else self._now + _STOP_S

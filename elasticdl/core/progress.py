@@ -78,13 +78,16 @@ def advanced(progress: Progress, used: Mapping[int, Used]) -> Progress:
 # ---- the tail ---------------------------------------------------------------------------------
 # The tail rides behind the gradients through a float32 sum over all members. Each entry of a stream
 # is non-zero at its host only, and a float32 holds integers below 2**24 exactly, so a number of up
-# to 44 bits travels as two digits of 22.
+# to 44 bits travels as two digits of 22. Entries of all streams stand side by side: whether it has
+# a host, the low digits of its numbers, then the high ones, which are nearly always 0.
 
 _DIGIT = 22
 _BASE = 1 << _DIGIT
+_LOW = _BASE - 1
 _NUMBERS = 4  # elements, epoch, slice, element
 _WIDTH = 1 + 2 * _NUMBERS
 _HEAD = 1  # members that ask to regroup
+_NONE: Mapping[int, "Used"] = {}
 
 
 @dataclass(frozen=True)
@@ -103,28 +106,44 @@ def tail_length(streams: int) -> int:
 def encode(used: Mapping[int, Used], regroup: bool, streams: int) -> list[float]:
     """One member's tail: what it used of the streams that it hosts, and whether to regroup."""
     tail = [0.0] * tail_length(streams)
-    tail[0] = float(regroup)
+    tail[0] = regroup
     for stream, took in used.items():
-        at = _HEAD + stream * _WIDTH
+        at, cursor = _HEAD + stream, took.cursor
         tail[at] = 1.0
-        numbers = (took.elements, took.cursor.epoch, took.cursor.slice, took.cursor.element)
-        for place, number in enumerate(numbers):
-            tail[at + 1 + 2 * place] = float(number % _BASE)
-            tail[at + 2 + 2 * place] = float(number // _BASE)
+        for number in (took.elements, cursor.epoch, cursor.slice, cursor.element):
+            at += streams
+            tail[at] = number & _LOW
+            if number > _LOW:
+                tail[at + _NUMBERS * streams] = number >> _DIGIT
     return tail
 
 
-def decode(tail: Sequence[float]) -> Tail:
+def decode(tail: Sequence[float], mine: Mapping[int, Used] = _NONE) -> Tail:
     """The sum of all members' tails.
+
+    Args:
+        mine: what this member has encoded, which need not be made anew.
 
     Raises:
         ValueError: two members, or none, spoke for a stream.
     """
+    streams = (len(tail) - _HEAD) // _WIDTH
+    hosts, *low = (
+        tail[_HEAD + place * streams : _HEAD + (place + 1) * streams]
+        for place in range(1 + _NUMBERS)
+    )
+    if hosts.count(1) != streams:
+        stream, members = next((s, int(n)) for s, n in enumerate(hosts) if n != 1)
+        raise ValueError(f"stream {stream}: expected one host; {members} members spoke for it")
+    high = tail[_HEAD + (1 + _NUMBERS) * streams :]
+    if any(high):
+        digits = iter(high)
+        low = [[one + next(digits) * _BASE for one in each] for each in low]
     used = {}
-    for stream in range((len(tail) - _HEAD) // _WIDTH):
-        entry = [int(number) for number in tail[_HEAD + stream * _WIDTH :][:_WIDTH]]
-        if entry[0] != 1:
-            raise ValueError(f"stream {stream}: expected one host; {entry[0]} members spoke for it")
-        numbers = [entry[1 + 2 * n] + entry[2 + 2 * n] * _BASE for n in range(_NUMBERS)]
-        used[stream] = Used(numbers[0], Cursor(*numbers[1:]))
+    for stream in range(streams):
+        if stream in mine:
+            used[stream] = mine[stream]
+        else:
+            elements, *place = [int(each[stream]) for each in low]
+            used[stream] = Used(elements, Cursor(*place))
     return Tail(used, int(tail[0]))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from elasticdl import config
 from elasticdl.core.progress import Cursor, Progress
 from elasticdl.errors import ElasticDLError, UserError
+from elasticdl.model import artifact
 
 if TYPE_CHECKING:
     from elasticdl.worker import replica
@@ -46,6 +47,7 @@ def due(every: config.Every, version: int, now: float, last_version: int, last_t
     """Whether to write `version`, where the last one was `last_version` at `last_time`."""
     if version <= last_version:
         return False
+    # Steps are counted from the job's beginning, whoever wrote the last one.
     return bool(
         (every.steps and version // every.steps > last_version // every.steps)
         or (every.seconds and now - last_time >= every.seconds)
@@ -242,22 +244,27 @@ def newest(directory: str | os.PathLike[str]) -> Newest:
 
 
 def found_at(where: str | os.PathLike[str]) -> Loaded | None:
-    """The checkpoint that a user means by a file, or by the output of a training that has, or had,
-    checkpoints; None: there is none.
+    """The checkpoint that a user means by a file, or the newest one in a directory or in the output
+    of a training that is not finished; None: there is none, or the training is finished.
 
     Raises:
-        UserError: the file is no checkpoint, or is damaged.
+        UserError: what is there is damaged.
     """
     path = Path(where)
-    if path.is_file() and path.suffix == ".safetensors":
+    passed_over: tuple[Damaged, ...] = ()
+    if path.is_file() and path.name != artifact.TRAINED_MODEL:
         try:
             return load(path)
         except Damaged as problem:
-            raise UserError(f"from_checkpoint: {problem}. Choose another one.") from problem
-    for directory in (path, path / "checkpoints", path / ".elasticdl" / "checkpoints"):
-        loaded = newest(directory).loaded if directory.is_dir() else None
-        if loaded is not None:
-            return loaded
+            passed_over = (problem,)
+    elif path.is_dir() and not (path / artifact.TRAINED_MODEL).exists():
+        for directory in (path, path / "checkpoints", path / ".elasticdl" / "checkpoints"):
+            found = newest(directory)
+            if found.loaded is not None:
+                return found.loaded
+            passed_over += found.passed_over
+    if passed_over:
+        raise UserError(f"from_checkpoint: {passed_over[0]}. Choose another one.")
     return None
 
 
@@ -639,7 +646,7 @@ class Writer:
         """Ends the writing: once all is tried, or, without `wait`, at once."""
         with self._turn:
             self._closed = True
-            self._stop = not wait
+            self._stop = self._stop or not wait
             self._turn.notify_all()
         if wait:
             self._thread.join()

@@ -23,10 +23,12 @@ class Heartbeat:
     """Reports to the master, and follows its orders, from threads of its own until `close`.
 
     Args:
-        ends: called from such a thread, with the reason in words, when this worker is to end and
-            its main thread is not at work with others, so that it would not notice.
+        ends: called from a thread of its own, with the reason in words, when this worker is to end
+            and its main thread is not at work with others, so that it would not notice; and with
+            True, when the main thread has been at work for too long since.
         grace_s: after which a master gives up a worker that it does not hear from.
         orphan_s: after which a worker gives up a master that it does not hear from.
+        leave_s: for one that is to leave to come to the end of its step.
 
     Attributes:
         regroup: a flag to be raised in the next step's tail.
@@ -39,15 +41,17 @@ class Heartbeat:
         self,
         client: rpc.Client,
         worker: str,
-        ends: Callable[[str], None],
+        ends: Callable[[str, bool], None],
         *,
         grace_s: float = 1.0,
         orphan_s: float = 60.0,
+        leave_s: float = _LEAVE_S,
     ) -> None:
         self._client = client
         self._ends = ends
         self._every_s = min(grace_s / _BEATS_PER_GRACE, _SLOWEST_S)
         self._orphan_s = orphan_s
+        self._leave_s = leave_s
         self._next = pb.HeartbeatRequest(worker=worker, phase="starting", pid=os.getpid(), rank=-1)
         self._progress: Progress | None = None
         self._steps: list[pb.StepReport] = []
@@ -57,6 +61,7 @@ class Heartbeat:
         self._closed = False
         self._heard = time.monotonic()
         self._leaving_since: float | None = None
+        self._ended: set[bool] = set()
         self._given_up = 0
         self._stream: rpc.Stream | None = None
         self.regroup = False
@@ -134,7 +139,10 @@ class Heartbeat:
         return self.stop or generation <= self._given_up
 
     def leave(self, reason: str) -> None:
-        """This worker is to leave, as soon as its work allows."""
+        """This worker is to leave, as soon as its work allows; to say so again changes nothing."""
+        if self.leaving:
+            # A signal that comes again may have interrupted what is below.
+            return
         self.leaving = reason
         self._leaving_since = time.monotonic()
         self._wake.set()
@@ -160,8 +168,12 @@ class Heartbeat:
             try:
                 self._send(self._every_s * _BEATS_PER_GRACE)
                 self._heard = time.monotonic()
+                self.orphaned = False
             except rpc.Unreachable:
                 self.orphaned = time.monotonic() - self._heard > self._orphan_s
+                if self._stream is not None:
+                    # Who does not answer will not say when another master has taken over.
+                    self._stream.cancel()
             self._see_to_the_end()
             self._wake.wait(self._every_s)
             self._wake.clear()
@@ -170,21 +182,30 @@ class Heartbeat:
         """Ends this worker, unless its main thread will notice by itself."""
         if self._closed:
             return
-        at_work = self._next.phase in _BUSY
-        if self.orphaned and not at_work:
-            self._ends(f"no master was heard from for orphan_s = {self._orphan_s:g} s")
-        elif self._leaving_since is not None:
-            late = time.monotonic() - self._leaving_since > _LEAVE_S
-            if late or not at_work:
-                self._ends(self.leaving)
+        since = self._leaving_since
+        if self._next.phase not in _BUSY:
+            if since is not None or self.orphaned:
+                orphaned = f"no master was heard from for orphan_s = {self._orphan_s:g} s"
+                self._end(self.leaving or orphaned, late=False)
+        elif since is not None and time.monotonic() - since > self._leave_s:
+            self._end(self.leaving, late=True)
+
+    def _end(self, reason: str, *, late: bool) -> None:
+        if late not in self._ended:
+            self._ended.add(late)
+            # It may take a while, in which the heart must beat: who is silent is killed.
+            threading.Thread(target=self._ends, args=(reason, late), daemon=True).start()
 
     def _follow(self) -> None:
         request = pb.OrdersRequest(worker=self._next.worker)
         while not self._closed:
             try:
                 self._stream = self._client.follow("Follow", request)
+                if self._closed:
+                    self._stream.cancel()
                 for orders in self._stream:
-                    self._given_up = orders.given_up
+                    # A new master does not know yet what the last one had given up.
+                    self._given_up = max(self._given_up, orders.given_up)
                     self.regroup = orders.regroup
                     self.stop = orders.stop
             except rpc.Unreachable:

@@ -1,7 +1,8 @@
 """How a worker takes its leave: of a master that goes on, or of a job that has none."""
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from elasticdl.errors import UserCodeError
 from elasticdl.wire import elasticdl_pb2 as pb
@@ -14,44 +15,70 @@ _LEAVE_S = 2.0
 class Leaver:
     """Says good-bye for one worker.
 
+    Args:
+        end_process: does not return.
+
     Attributes:
         save: writes a checkpoint of the replica, unless there is one as new or there is no replica;
             to be set by who has it.
     """
 
-    def __init__(self, client: rpc.Client, worker: str) -> None:
+    def __init__(
+        self,
+        client: rpc.Client,
+        worker: str,
+        end_process: Callable[[str], None] = heartbeat.end_process,
+    ) -> None:
         self._client = client
         self._worker = worker
-        self._ending = threading.Lock()
+        self._end_process = end_process
+        # Whose turn it is to do anything with the replica.
+        self._turn = threading.Lock()
         self._attempts = 0
         self.save: Callable[[], None] = lambda: None
 
-    def end(self, reason: str) -> None:
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Inside, the replica may change: nobody saves it, and no end comes, except a late one."""
+        with self._turn:
+            yield
+
+    def end(self, reason: str, late: bool = False) -> None:
         """Ends this process, so that nobody waits for it and nothing that it alone has is lost.
 
-        The replica must not be changing.
+        Args:
+            late: at once, whatever the main thread is at; its replica may be changing, and is left
+                to the others, or to the last checkpoint.
         """
         # Whoever comes second has nothing to do but to wait for the end.
-        with self._ending:
+        with contextlib.nullcontext() if late else self._turn:
             try:
-                request = pb.LeaveRequest(worker=self._worker, reason=reason)
-                if self._client.call("Leave", request, deadline_s=_LEAVE_S).save:
-                    self.save()
-                    request.saved = True
-                    self._client.call("Leave", request, deadline_s=_LEAVE_S)
-            except rpc.Unreachable:
+                self._say_good_bye(reason, saves=not late)
+            finally:
+                self._end_process(reason)
+
+    def _say_good_bye(self, reason: str, *, saves: bool) -> None:
+        request = pb.LeaveRequest(worker=self._worker, reason=reason)
+        try:
+            if self._client.call("Leave", request, deadline_s=_LEAVE_S).save and saves:
+                self.save()
+                request.saved = True
+                self._client.call("Leave", request, deadline_s=_LEAVE_S)
+        except rpc.Unreachable:
+            if saves:
                 # Without a master nobody knows who else has a replica.
                 self.save()
-            heartbeat.end_process(reason)
 
     def again(self, beat: heartbeat.Heartbeat, error: UserCodeError, phase: str) -> bool:
         """Reports what the user's code raised; whether this worker is to try again.
 
-        Raises:
-            rpc.Unreachable
+        Without a master nobody says that it is not.
         """
         self._attempts += 1
-        return self.fail(beat, "user_code", str(error), error.trace, error.slices, phase)
+        try:
+            return self.fail(beat, "user_code", str(error), error.trace, error.slices, phase)
+        except rpc.Unreachable:
+            return True
 
     def fail(
         self,

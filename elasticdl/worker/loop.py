@@ -102,8 +102,10 @@ class Position:
 class Saver(Protocol):
     """Writes checkpoints (see `work`)."""
 
-    def committed(self, position: Position) -> None:
-        """The replica stands here now; returns at once."""
+    def committed(self, position: Position, *, speaks: bool) -> None:
+        """The replica stands here now; the member that `speaks` writes what is due. Returns at
+        once.
+        """
 
 
 class Training:
@@ -187,8 +189,7 @@ class Training:
                 raise Cancelled("the job was stopped")
             regroups = self._step(members, speaks)
             self.beat.stands(self.progress)
-            if speaks:
-                self.saver.committed(self.position)
+            self.saver.committed(self.position, speaks=speaks)
             if regroups:
                 raise GivenUp("the members regroup")
 

@@ -1,5 +1,6 @@
 """A step of all members: alone without a collective, together with one all-reduce."""
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,34 +18,52 @@ if TYPE_CHECKING:
 
 
 class Alone:
-    """A generation of one member."""
+    """A generation of one member.
+
+    Attributes:
+        computed_s: spent on steps.
+        waited_s: spent on others; 0.
+    """
 
     alone = True
+    waited_s = 0.0
 
     def __init__(self, replica: replica.Replica, *, reproducible: bool) -> None:
         self._replica = replica
         self._reproducible = reproducible
+        self.computed_s = 0.0
 
     def step(
         self, batch: pipeline.Batch, at: progress.Progress, regroup: bool
     ) -> tuple[replica.Outcome, progress.Tail]:
+        began = time.perf_counter()
         tail = progress.Tail(batch.used, int(regroup))
+        outcome = self._outcome(batch, at)
+        self.computed_s += time.perf_counter() - began
+        return outcome, tail
+
+    def _outcome(self, batch: pipeline.Batch, at: progress.Progress) -> replica.Outcome:
         if not batch.elements:
-            return replica.Outcome(0, 0.0, {}, False), tail
+            return replica.Outcome(0, 0.0, {}, False)
         if not self._reproducible:
-            return self._replica.alone(batch, at.version), tail
-        gradients = self._replica.gradients(batch, at.version).numpy()
-        maxima = self._replica.maxima(gradients)
-        total = self._replica.exact_sum(gradients, maxima, len(at.cursors))
-        rest = total[self._replica.layout.rest :]
-        return self._replica.apply(tf.convert_to_tensor(total), rest, batch.elements), tail
+            return self._replica.alone(batch, at.version)
+        summands = self._replica.summands(batch, at.version)
+        maxima = self._replica.maxima(summands)
+        total = self._replica.exact_sum(summands, maxima, len(at.cursors))
+        return self._replica.apply(total, total[self._replica.layout.rest :], batch.elements)
 
     def total(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         return sums
 
 
 class Together:
-    """A generation of several members, joined by `group`."""
+    """A generation of several members, joined by `group`.
+
+    Attributes:
+        computed_s: spent from the beginnings of steps until their gradients were there to be
+            reduced, without what was waited in between.
+        waited_s: spent in collectives.
+    """
 
     alone = False
 
@@ -54,29 +73,31 @@ class Together:
         self._replica = replica
         self._group = group
         self._reproducible = reproducible
+        self.computed_s = 0.0
+        self.waited_s = 0.0
 
     def step(
         self, batch: pipeline.Batch, at: progress.Progress, regroup: bool
     ) -> tuple[replica.Outcome, progress.Tail]:
         import torch
 
+        began = time.perf_counter() - self.waited_s
         streams = len(at.cursors)
         length, begin = self._replica.layout.length, self._replica.layout.rest
-        gradients = self._replica.gradients(batch, at.version)
-        if self._reproducible:
-            rows = gradients.numpy()
-            maxima = torch.from_numpy(self._replica.maxima(rows))
-            self._reduce(maxima, maximum=True)
-            sums = self._replica.exact_sum(rows, maxima.numpy(), streams)
-            flat = tf.convert_to_tensor(sums)
-        else:
-            flat = gradients
         # One memory for TensorFlow and torch: nothing is copied on the way to the wire and back.
-        buffer = torch.utils.dlpack.from_dlpack(tf.experimental.dlpack.to_dlpack(flat))
-        buffer[length:].numpy()[:] = progress.encode(batch.used, regroup, streams)
-        self._reduce(buffer)
+        if self._reproducible:
+            summands = self._replica.summands(batch, at.version)
+            maxima = self._replica.maxima(summands)
+            self._reduce(torch.from_numpy(maxima), maximum=True)
+            buffer = torch.from_numpy(self._replica.exact_sum(summands, maxima, streams))
+        else:
+            flat = self._replica.gradients(batch, at.version)
+            buffer = torch.utils.dlpack.from_dlpack(tf.experimental.dlpack.to_dlpack(flat))
         numbers = buffer[begin:].numpy()
-        tail = progress.decode(numbers[length - begin :].tolist())
+        numbers[length - begin :] = progress.encode(batch.used, regroup, streams)
+        self.computed_s += time.perf_counter() - self.waited_s - began
+        self._reduce(buffer)
+        tail = progress.decode(numbers[length - begin :].tolist(), batch.used)
         elements = sum(used.elements for used in tail.used.values())
         summed = tf.experimental.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(buffer))
         return self._replica.apply(summed, numbers, elements), tail
@@ -92,7 +113,10 @@ class Together:
     def _reduce(self, buffer: "torch.Tensor", *, maximum: bool = False) -> None:
         from elasticdl.worker import group
 
+        began = time.perf_counter()
         try:
             self._group.all_reduce(buffer, group.MAX if maximum else group.SUM)
         except group.Broken as error:
             raise loop.GivenUp(str(error)) from error
+        finally:
+            self.waited_s += time.perf_counter() - began

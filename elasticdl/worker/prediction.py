@@ -93,6 +93,8 @@ def run(
             # What it was leased is given back as it leaves.
             leaver.end(beat.leaving)
         for number in reply.slices:
+            if beat.leaving or beat.stop:
+                break
             name = outputs.part_name(number, predictor.plan.slices)
             try:
                 done.append(

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,11 @@ from elasticdl.data import pipeline
 from elasticdl.errors import ElasticDLError, UserCodeError, UserError
 from elasticdl.model import mode as modes
 from elasticdl.model import spec, usercode
+from elasticdl.worker import exact
 
-# Bits that an exact sum may use of a float64's 53.
-_EXACT_BITS = 52
+# Streams in one traced function, if reproducible.
+_GROUPS = (16, 8, 4, 2, 1)
+_SMALL = 400  # operations
 
 _RANDOM_OPS = frozenset(
     {
@@ -90,6 +93,7 @@ class Layout:
     stateful: list[int]  # indices into the model's non-trainable variables
     metrics: dict[str, list[Field]]
     length: int
+    sparse: list[int]  # which gradients are summed up from rows, if reproducible
 
     @property
     def rest(self) -> int:
@@ -109,6 +113,24 @@ class Layout:
         return Outcome(elements, float(rest[self.length - begin - 1]), metrics, applied)
 
 
+@dataclass(frozen=True)
+class Summands:
+    """What some streams give to a step, not yet added up.
+
+    Args:
+        rows: float32 […] of each stream: the tensors of the layout that are not sparse, side by
+            side.
+        values: float32 [entries, …] of each sparse tensor: what the streams add to its rows.
+        indices: int64 [entries] of each: to which rows.
+        entries: of each, the most that one stream has.
+    """
+
+    rows: list[NDArray[np.float32]]
+    values: list[NDArray[np.float32]]
+    indices: list[NDArray[np.int64]]
+    entries: list[int]
+
+
 class Replica:
     """A worker's copy of the training state: weights, optimizer slots, non-trainable variables.
 
@@ -117,8 +139,10 @@ class Replica:
         sample: elements of the data.
         seed: of the job.
         reproducible: compute each stream by itself and sum exactly.
-        tail: floats of room that `gradients` leaves at its end.
+        tail: floats of room that sums have at their end.
         parallelism: streams computed at the same time, if `reproducible`.
+        shares: how many elements steps usually take from a stream. If `reproducible`, there are
+            faster functions for these; all members must have the same.
 
     Raises:
         UserError, UserCodeError: model, data, loss and metrics do not fit together.
@@ -133,6 +157,7 @@ class Replica:
         reproducible: bool = False,
         tail: int = 0,
         parallelism: int = 1,
+        shares: Collection[int] = (),
     ) -> None:
         self.definition = definition
         self.model = definition.model
@@ -142,6 +167,8 @@ class Replica:
         self._reproducible = reproducible
         self._tail = tail
         self._parallelism = parallelism
+        # A shape of one element would broadcast, and lose its axis where users squeeze.
+        self._shares = sorted(share for share in set(shares) if share > 1)
         self._build()
         self._specs = tf.nest.flatten(sample.specs)
         self._trainable = list(self.model.trainable_variables)
@@ -159,7 +186,7 @@ class Replica:
     @property
     def parameter_bytes(self) -> int:
         """Bytes of the model's variables."""
-        return sum(math.prod(v.shape) * _width(v) for v in self.model.variables)
+        return sum(_bytes(variable) for variable in self.model.variables)
 
     def prepare_training(self) -> None:
         """Builds the optimizer and traces all that a step needs, on the sample's types.
@@ -172,27 +199,22 @@ class Replica:
         if isinstance(self.optimizer, keras.optimizers.Optimizer):
             self.optimizer.build(self._trainable)
         self._layout: Layout | None = None
-        traced = tf.function(
-            self._streams_gradients if self._reproducible else self._gradients,
-            autograph=False,
-            input_signature=[
-                [*self._specs],
-                tf.TensorSpec([None], tf.int64),
-                tf.TensorSpec([None], tf.int64),
-            ],
-        )
-        self._gradient_function = traced.get_concrete_function()
+        if self._reproducible:
+            self._prepare_streams()
+        else:
+            self._gradient_function = tf.function(
+                self._gradients,
+                autograph=False,
+                input_signature=[
+                    [*self._specs],
+                    tf.TensorSpec([None], tf.int64),
+                    tf.TensorSpec([None], tf.int64),
+                ],
+            ).get_concrete_function()
         assert self._layout is not None
         self.layout: Layout = self._layout
         if self._reproducible:
-            self._refuse_raw_random(self._gradient_function.graph)
-            # One quantum for each tensor, and one for each metric state and the loss.
-            fields = [*self.layout.gradients, *self.layout.states]
-            fields += [f for each in self.layout.metrics.values() for f in each]
-            sizes = [f.end - f.begin for f in fields] + [1]
-            self._sizes: NDArray[np.int64] = np.asarray(sizes)
-            self._begins: NDArray[np.int64] = np.cumsum(self._sizes) - self._sizes
-            self.maxima_length: int = len(sizes)
+            self._prepare_sums()
         kind = tf.float64 if self._reproducible else tf.float32
         self._apply_function: Any = tf.function(
             self._apply,
@@ -241,13 +263,20 @@ class Replica:
         return outputs, [scope.get_current_value(v) for v in self._others], losses
 
     def _one(
-        self, leaves: Sequence[Any], seed: tf.Tensor, trainable: Sequence[tf.Tensor]
-    ) -> tuple[list[tf.Tensor], Layout]:
-        """Gradient sums, states, metrics and loss sum over some elements, as flat pieces."""
+        self,
+        leaves: Sequence[Any],
+        seed: tf.Tensor,
+        trainable: Sequence[tf.Tensor],
+        steady: Sequence[tf.Tensor],
+    ) -> tuple[list[Any], Layout]:
+        """Gradient sums, states, metrics and loss sum over some elements, as flat pieces.
+
+        Those of a layout's sparse gradients are IndexedSlices.
+        """
         element = tf.nest.pack_sequence_as(self._sample.specs, list(leaves))
         features, labels, weights = self.definition.unpack(element, modes.Mode.TRAINING)
         count = tf.cast(_batch_size(leaves[0]), tf.float32)
-        others = self._other_values(seed)
+        others = self._other_values(seed, steady)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(trainable)
             outputs, changed, losses = self._forward(trainable, others, features, training=True)
@@ -261,7 +290,7 @@ class Replica:
                 goal = self.optimizer.scale_loss(goal)
         gradients = tape.gradient(goal, trainable)
         if halves:
-            gradients = [g if g is None else tf.cast(g, tf.float32) * count for g in gradients]
+            gradients = [g if g is None else _scaled(g, count) for g in gradients]
         predictions = None
         if self.definition.wants_predictions:
             predictions, _, _ = self._forward(trainable, others, features, training=False)
@@ -278,21 +307,33 @@ class Replica:
         metrics: Mapping[str, Sequence[tf.Tensor]],
         loss_sum: tf.Tensor,
         count: tf.Tensor,
-    ) -> tuple[list[tf.Tensor], Layout]:
-        pieces: list[tf.Tensor] = []
-        layout = Layout([], [], [], [], {}, 0)
+    ) -> tuple[list[Any], Layout]:
+        pieces: list[Any] = []
+        layout = Layout([], [], [], [], {}, 0, [])
+        # Which gradients are sparse is decided once: all functions have the same layout.
+        known = self._layout.sparse if self._reproducible and self._layout else None
+
+        def place(shape: Sequence[int]) -> Field:
+            size = math.prod(shape)
+            layout.length += size
+            return Field(layout.length - size, layout.length, tuple(shape))
 
         def add(tensor: Any) -> Field:
             tensor = tf.cast(tf.convert_to_tensor(tensor), tf.float32)
-            shape = tuple(tensor.shape.as_list())
-            size = int(np.prod(shape, dtype=np.int64))
-            pieces.append(tf.reshape(tensor, [size]))
-            layout.length += size
-            return Field(layout.length - size, layout.length, shape)
+            pieces.append(tf.reshape(tensor, [-1]))
+            return place(tensor.shape.as_list())
 
         for index, gradient in enumerate(gradients):
-            if gradient is not None:
-                layout.trained.append(index)
+            if gradient is None:
+                continue
+            shape = tuple(self._trainable[index].shape)
+            number = len(layout.trained)
+            layout.trained.append(index)
+            if number in known if known is not None else self._is_sparse(gradient, shape):
+                layout.sparse.append(number)
+                pieces.append(tf.cast(gradient, tf.float32))
+                layout.gradients.append(place(shape))
+            else:
                 layout.gradients.append(add(gradient))
         if not layout.trained:
             raise UserError("loss: expected it to depend on the model's weights; it does not.")
@@ -307,14 +348,28 @@ class Replica:
         add(tf.reshape(loss_sum, []))
         return pieces, layout
 
-    def _other_values(self, seed: tf.Tensor) -> list[tf.Tensor]:
+    def _is_sparse(self, gradient: Any, shape: tuple[int, ...]) -> bool:
+        """Whether a stream's gradient is small beside its variable, of this shape."""
+        return (
+            self._reproducible
+            and isinstance(gradient, tf.IndexedSlices)
+            and gradient.values.shape.is_fully_defined()
+            and gradient.values.shape.num_elements() < math.prod(shape)
+        )
+
+    def _other_values(self, seed: tf.Tensor, steady: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """The non-trainable variables; a random layer's state is drawn from the step's seed."""
+        rest = iter(steady)
         return [
             tf.cast(tf.stack([seed, tf.constant(index, tf.int64)]), variable.dtype)
             if _is_seed(variable)
-            else tf.convert_to_tensor(variable.value)
+            else next(rest)
             for index, variable in enumerate(self._others)
         ]
+
+    def _steady_values(self) -> list[tf.Tensor]:
+        """The non-trainable variables but the states of random layers."""
+        return [tf.convert_to_tensor(v.value) for v in self._others if not _is_seed(v)]
 
     def _trainable_values(self) -> list[tf.Tensor]:
         return [tf.convert_to_tensor(variable.value) for variable in self._trainable]
@@ -322,27 +377,110 @@ class Replica:
     def _gradients(self, leaves: Sequence[Any], counts: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """All elements as one batch: float32 [length + tail]."""
         del counts
-        pieces, self._layout = self._one(leaves, seed[0], self._trainable_values())
+        pieces, self._layout = self._one(
+            leaves, seed[0], self._trainable_values(), self._steady_values()
+        )
         return tf.concat([*pieces, tf.zeros([self._tail])], 0)
 
-    def _streams_gradients(
-        self, leaves: Sequence[Any], counts: tf.Tensor, seed: tf.Tensor
-    ) -> tf.Tensor:
-        """Each stream's elements as one batch: float32 [streams, length]."""
-        ends = tf.cumsum(counts)
-        trainable = self._trainable_values()
+    # ---- traced: streams by themselves -------------------------------------------------------
 
-        def one(stream: tf.Tensor) -> tf.Tensor:
-            begin, end = ends[stream] - counts[stream], ends[stream]
-            part = [_rows(leaf, begin, end) for leaf in leaves]
-            pieces, self._layout = self._one(part, seed[stream], trainable)
-            return tf.concat(pieces, 0)
+    def _prepare_streams(self) -> None:
+        """Traces the gradient of one stream: of each usual share of elements, and of any number."""
+        self._group_functions: dict[tuple[int | None, int], Any] = {}
+        kinds = [*self._shares, None]
+        found = {kinds[0]: self._stream_function(kinds[0], {})}
+        # A graph that holds a small one many times saves calls; of a large one it would be huge.
+        small = len(found[kinds[0]].graph.get_operations()) <= _SMALL
+        attributes = {} if small else {"_noinline": True}
+        for share in kinds[small:]:
+            found[share] = self._stream_function(share, attributes)
+        self._stream_functions: dict[int | None, Any] = found
 
-        return tf.map_fn(
-            one,
-            tf.range(tf.size(counts)),
-            fn_output_signature=tf.TensorSpec([None], tf.float32),
-            parallel_iterations=self._parallelism,
+    def _stream_function(self, share: int | None, attributes: Mapping[str, Any]) -> Any:
+        """Traced: a stream of `share` elements (None: of any number)."""
+        function = tf.function(
+            self._stream, autograph=False, experimental_attributes=dict(attributes)
+        ).get_concrete_function(
+            [_spec_of(spec, share) for spec in self._specs],
+            tf.TensorSpec([], tf.int64),
+            [tf.TensorSpec(v.shape, v.dtype) for v in self._trainable],
+            [tf.TensorSpec(v.shape, v.dtype) for v in self._others if not _is_seed(v)],
+        )
+        self._refuse_raw_random(function.graph)
+        return function
+
+    def _prepare_sums(self) -> None:
+        """One maximum for each tensor, and one for each metric state and the loss."""
+        layout = self.layout
+        self._sparse = [layout.gradients[place] for place in layout.sparse]
+        dense = [*layout.gradients, *layout.states]
+        dense += [f for each in layout.metrics.values() for f in each]
+        dense.append(Field(layout.length - 1, layout.length, ()))
+        dense = [field for field in dense if field not in self._sparse]
+        self._tensors = exact.Tensors(
+            [field.end - field.begin for field in dense],
+            _GROUPS[0],
+            ThreadPoolExecutor(self._parallelism - 1) if self._parallelism > 1 else None,
+            self._parallelism,
+        )
+        self._dense = len(dense)
+        self.maxima_length: int = len(dense) + 2 * len(self._sparse)
+        usual = self._shares[0] if self._shares else None
+        for streams in _GROUPS:
+            self._group_function(usual, streams)
+
+    def _stream(
+        self,
+        leaves: Sequence[Any],
+        seed: tf.Tensor,
+        trainable: Sequence[tf.Tensor],
+        steady: Sequence[tf.Tensor],
+    ) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+        """Of one stream: the pieces that are not sparse; values and indices of those that are."""
+        pieces, self._layout = self._one(leaves, seed, trainable, steady)
+        sparse = [piece for piece in pieces if isinstance(piece, tf.IndexedSlices)]
+        return (
+            tf.concat([p for p in pieces if not isinstance(p, tf.IndexedSlices)], 0),
+            [each.values for each in sparse],
+            [tf.cast(each.indices, tf.int64) for each in sparse],
+        )
+
+    def _group_function(self, share: int | None, streams: int) -> Any:
+        """Traced: so many streams, of `share` elements each (None: of any number)."""
+        if (share, streams) not in self._group_functions:
+            self._group_functions[share, streams] = tf.function(
+                functools.partial(self._group, share, streams),
+                autograph=False,
+                input_signature=[[*self._specs], tf.TensorSpec([3 * streams], tf.int64)],
+            ).get_concrete_function()
+        return self._group_functions[share, streams]
+
+    def _group(
+        self, share: int | None, streams: int, leaves: Sequence[Any], places: tf.Tensor
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
+        """What becomes `Summands`.
+
+        Args:
+            places: int64 [3 * streams]: of each stream, where its elements begin and end, and its
+                seed.
+        """
+        trainable, steady = self._trainable_values(), self._steady_values()
+        numbers = tf.unstack(places)
+        found: list[Any] = []
+        for stream in range(streams):
+            begin, end, seed = numbers[3 * stream : 3 * stream + 3]
+            # More streams at a time would only need more memory at a time.
+            before = [found[-self._parallelism][0]] if stream >= self._parallelism else []
+            with tf.control_dependencies(before):
+                part = [_rows(leaf, begin, end, share) for leaf in leaves]
+                found.append(self._stream_functions[share](part, seed, trainable, steady))
+        sparse = [list(zip(*each, strict=True)) for _, *each in found]
+        columns = list(zip(*sparse, strict=True))
+        return (
+            [row for row, _, _ in found],
+            [tf.concat([values for values, _ in column], 0) for column in columns],
+            [tf.concat([indices for _, indices in column], 0) for column in columns],
+            [tf.reduce_max([tf.size(indices) for _, indices in column]) for column in columns],
         )
 
     # ---- traced: apply -----------------------------------------------------------------------
@@ -358,7 +496,10 @@ class Replica:
     def _update(self, gradients: Sequence[tf.Tensor], states: Sequence[tf.Tensor]) -> None:
         trained = [self._trainable[index] for index in self.layout.trained]
         if isinstance(self.optimizer, keras.optimizers.Optimizer):
-            typed = [tf.cast(g, v.dtype) for g, v in zip(gradients, trained, strict=True)]
+            # Keras wants all of them from one graph; some casts change nothing.
+            typed = [
+                tf.identity(tf.cast(g, v.dtype)) for g, v in zip(gradients, trained, strict=True)
+            ]
             self.optimizer.apply(typed, trained)
         else:
             values = [variable.value for variable in trained]
@@ -373,7 +514,7 @@ class Replica:
     def _step(self, leaves: Sequence[Any], counts: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Gradient and update in one: for a member that is alone. The tail of the layout."""
         count = tf.cast(tf.reduce_sum(counts), tf.float32)
-        pieces, _ = self._one(leaves, seed[0], self._trainable_values())
+        pieces, _ = self._one(leaves, seed[0], self._trainable_values(), self._steady_values())
         layout = self.layout
         shaped = [
             tf.reshape(piece / count, field.shape)
@@ -401,63 +542,102 @@ class Replica:
         return self.layout.outcome(rest, batch.elements, math.isfinite(float(rest[-1])))
 
     def gradients(self, batch: pipeline.Batch, version: int) -> tf.Tensor:
-        """Sums over the batch: float32 [length + tail]; if `reproducible`, [streams, length]."""
+        """Sums over the batch: float32 [length + tail]; not for `reproducible`."""
         if not batch.elements:
-            length = self.layout.length
-            shape = [0, length] if self._reproducible else [length + self._tail]
-            return tf.zeros(shape, tf.float32)
+            return tf.zeros([self.layout.length + self._tail], tf.float32)
         with self._step_errors():
             return self._gradient_function(*self._inputs(batch, version))
 
-    def maxima(self, gradients: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The largest absolute value of each tensor, over this member's streams.
+    def summands(self, batch: pipeline.Batch, version: int) -> list[Summands]:
+        """What each stream gives, computed by itself; if `reproducible`.
 
-        Args:
-            gradients: float32 [streams, length].
+        What a stream gives does not depend on the others in the batch.
         """
-        if not len(gradients):
-            return np.zeros(self.maxima_length)
-        largest = np.max(np.abs(gradients), axis=0).astype(np.float64)
-        largest[np.isnan(largest)] = np.inf
-        return np.maximum.reduceat(largest, self._begins)
+        kinds: dict[int | None, list[int]] = {}
+        begin = 0
+        for stream, count in zip(batch.used, batch.counts, strict=True):
+            if count:
+                place = (begin, begin + count, self._drawn(stream, version))
+                kinds.setdefault(count if count in self._shares else None, []).extend(place)
+                begin += count
+        leaves = pipeline.tensors(batch.components)
+        found = []
+        with self._step_errors():
+            for share, places in kinds.items():
+                done = 0
+                for streams in _groups(len(places) // 3):
+                    given = _constant(tuple(places[done : done + 3 * streams]), tf.int64)
+                    done += 3 * streams
+                    rows, values, indices, entries = self._group_function(share, streams)(
+                        leaves, given
+                    )
+                    found.append(
+                        Summands(
+                            [np.asarray(each) for each in rows],
+                            [np.asarray(each) for each in values],
+                            [np.asarray(each) for each in indices],
+                            [int(each) for each in entries],
+                        )
+                    )
+        return found
+
+    def maxima(self, summands: Sequence[Summands]) -> NDArray[np.float64]:
+        """What `exact_sum` has to know of all summands: [maxima_length].
+
+        The largest absolute values of the tensors, and the most entries that a stream has for the
+        sparse ones; of several members' maxima, the largest ones count.
+        """
+        found = np.zeros(self.maxima_length)
+        for each in summands:
+            sparse = [exact.maximum(values) for values in each.values]
+            mine = np.concatenate([self._tensors.maxima(each.rows), sparse, each.entries])
+            np.maximum(found, mine, out=found)
+        return found
 
     def exact_sum(
-        self, gradients: NDArray[np.float32], maxima: NDArray[np.float64], streams: int
+        self, summands: Sequence[Summands], maxima: NDArray[np.float64], streams: int
     ) -> NDArray[np.float64]:
-        """The sum over this member's streams, such that adding such sums is exact in any order:
-        float64 [length + tail].
-
-        Each number is rounded to a multiple of a power of two that is chosen so that `streams`
-        numbers as large as the maximum still add up within a float64's 53 bits.
+        """Their sum, such that adding such sums is exact in any order: [length + tail].
 
         Args:
-            gradients: float32 [streams of this member, length].
             maxima: of all members together.
             streams: of the job.
         """
-        with np.errstate(invalid="ignore", divide="ignore"):
-            _, exponents = np.frexp(maxima)
-            headroom = math.ceil(math.log2(max(streams, 2)))
-            quanta = np.ldexp(1.0, exponents + headroom - _EXACT_BITS)
-            quanta[~np.isfinite(maxima)] = np.nan
-            quantum = np.repeat(quanta, self._sizes)
-            total = np.zeros(self.layout.length + self._tail, np.float64)
-            for row in gradients:
-                total[: self.layout.length] += np.rint(row / quantum) * quantum
+        total = exact.aligned(self.layout.length + self._tail)
+        largest, entries = np.split(maxima, [self._dense + len(self._sparse)])
+        terms = np.concatenate([np.ones(self._dense), entries]) * streams
+        offsets = exact.offsets(largest, terms)
+        dense = np.zeros(self._tensors.length) if self._sparse else total[: self.layout.length]
+        for each in summands:
+            self._tensors.add(each.rows, offsets[: self._dense], dense)
+            for field, values, indices, offset in zip(
+                self._sparse, each.values, each.indices, offsets[self._dense :], strict=True
+            ):
+                exact.add_entries(values, indices, offset, total[field.begin : field.end])
+        if self._sparse:
+            done = filled = 0
+            for field in [*self._sparse, Field(self.layout.length, self.layout.length, ())]:
+                size = field.begin - filled
+                total[filled : field.begin] = dense[done : done + size]
+                done += size
+                filled = field.end
         return total
 
-    def apply(self, flat: tf.Tensor, rest: NDArray[Any], elements: int) -> Outcome:
+    def apply(self, flat: Any, rest: NDArray[Any], elements: int) -> Outcome:
         """Commits the sums over all members.
 
         Nothing is applied where there are no elements, or the loss is not finite.
 
         Args:
-            flat: [length + tail], sums over `elements` elements.
+            flat: [length + tail], sums over `elements` elements: a tensor, or an aligned array.
             rest: the same numbers from `layout.rest` on.
         """
         outcome = self.layout.outcome(rest, elements, applied=True)
         if not elements or not math.isfinite(outcome.loss_sum):
             return dataclasses.replace(outcome, applied=False)
+        if isinstance(flat, np.ndarray):
+            # No copy, which `tf.convert_to_tensor` would make.
+            flat = tf.experimental.dlpack.from_dlpack(flat.__dlpack__())
         self._apply_function(flat, _constant(elements, flat.dtype))
         return outcome
 
@@ -469,8 +649,11 @@ class Replica:
                 part = pipeline.Batch(
                     pipeline.part_of(batch, begin, begin + count), (count,), {stream: used}, {}
                 )
-                flat = self.gradients(part, version).numpy().reshape(-1)
-                losses[stream] = float(flat[self.layout.length - 1])
+                if self._reproducible:
+                    loss = self.summands(part, version)[0].rows[0][-1]
+                else:
+                    loss = self.gradients(part, version)[self.layout.length - 1]
+                losses[stream] = float(loss)
             begin += count
         return losses
 
@@ -488,14 +671,17 @@ class Replica:
     def _inputs(self, batch: pipeline.Batch, version: int) -> list[Any]:
         """The arguments of the traced gradient functions."""
         counts = [count for count in batch.counts if count]
-        hosts = [s for s, count in zip(batch.used, batch.counts, strict=True) if count]
-        named = hosts if self._reproducible else hosts[:1]
-        drawn = [
-            seeds.seed("random layers", self._seed, stream, version) if self._draws else 0
-            for stream in named
-        ]
+        first = next(s for s, count in zip(batch.used, batch.counts, strict=True) if count)
         leaves = pipeline.tensors(batch.components)
-        return [leaves, _constant(tuple(counts), tf.int64), _constant(tuple(drawn), tf.int64)]
+        return [
+            leaves,
+            _constant(tuple(counts), tf.int64),
+            _constant((self._drawn(first, version),), tf.int64),
+        ]
+
+    def _drawn(self, stream: int, version: int) -> int:
+        """The seed of a stream's random layers in a step; 0 where there are none."""
+        return seeds.seed("random layers", self._seed, stream, version) if self._draws else 0
 
     # ---- evaluation and prediction -----------------------------------------------------------
 
@@ -592,26 +778,88 @@ class Replica:
 
     # ---- the state as a value ----------------------------------------------------------------
 
+    def variables_by_name(self) -> dict[str, Any]:
+        """All variables that make up the training state, in the same order in all replicas.
+
+        model/<path> and optimizer/<path>; a name that several have gets `:1`, `:2`, … from the
+        second on.
+        """
+        found: dict[str, Any] = {}
+        for name, variable in [
+            *((f"model/{variable.path}", variable) for variable in self.model.variables),
+            *((f"optimizer/{name}", variable) for name, variable in self._slots()),
+        ]:
+            unique, number = name, 0
+            while unique in found:
+                number += 1
+                unique = f"{name}:{number}"
+            found[unique] = variable
+        return found
+
+    def _slots(self) -> list[tuple[str, Any]]:
+        """The optimizer's variables under their paths."""
+        if isinstance(self.optimizer, keras.optimizers.Optimizer):
+            return [(variable.path, variable) for variable in self.optimizer.variables]
+        # Optimizers of tf.compat.v1 call a slot after the last part of its variable's path.
+        paths = {}
+        for variable in self._trainable:
+            for kind in self.optimizer.get_slot_names():
+                slot = self.optimizer.get_slot(variable.value, kind)
+                if slot is not None:
+                    paths[id(slot)] = f"{variable.path}/{kind}"
+        return [(paths.get(id(v), v.name.split(":")[0]), v) for v in self.optimizer.variables()]
+
     def _variables(self) -> list[Any]:
-        """All variables that make up the training state, in the same order in all replicas."""
-        slots = self.optimizer.variables
-        return [*self.model.variables, *(slots() if callable(slots) else slots)]
+        return list(self.variables_by_name().values())
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the training state."""
+        return sum(_bytes(variable) for variable in self._variables())
+
+    def dump_into(self, buffer: NDArray[np.uint8]) -> None:
+        """Writes the training state, whole: the variables' bytes, one behind the other.
+
+        Args:
+            buffer: [state_bytes].
+        """
+        self._expect(len(buffer))
+        begin = 0
+        for variable in self._variables():
+            content = _numpy(variable).reshape(-1).view(np.uint8)
+            buffer[begin : begin + len(content)] = content
+            begin += len(content)
 
     def dump(self) -> bytes:
-        """The training state, whole: the variables' bytes, one behind the other."""
-        return b"".join(_numpy(variable).tobytes() for variable in self._variables())
+        """The training state as `dump_into` writes it."""
+        buffer = np.empty(self.state_bytes, np.uint8)
+        self.dump_into(buffer)
+        return buffer.tobytes()
 
-    def restore(self, content: bytes) -> None:
-        """Replaces the training state by one that `dump` returned in another replica."""
-        variables = self._variables()
-        sizes = [math.prod(variable.shape) * _width(variable) for variable in variables]
-        if sum(sizes) != len(content):
-            raise ValueError(f"expected a state of {sum(sizes)} bytes; got {len(content)}")
+    def restore(self, content: bytes | memoryview | NDArray[np.uint8]) -> None:
+        """Replaces the training state by one that another replica dumped."""
+        self._expect(len(content))
         begin = 0
-        for variable, size in zip(variables, sizes, strict=True):
-            part = np.frombuffer(content, _numpy_dtype(variable), size // _width(variable), begin)
+        for variable in self._variables():
+            count = math.prod(variable.shape)
+            part = np.frombuffer(content, _numpy_dtype(variable), count, begin)
             variable.assign(part.reshape(variable.shape))
-            begin += size
+            begin += part.nbytes
+
+    def _expect(self, length: int) -> None:
+        if length != self.state_bytes:
+            raise ValueError(f"expected a state of {self.state_bytes} bytes; got {length}")
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """The training state of this moment under the names of `variables_by_name`.
+
+        Nothing is copied: TensorFlow gives a variable that changes new memory as long as arrays of
+        a snapshot have the old one.
+        """
+        pinned = {name: _numpy(each) for name, each in self.variables_by_name().items()}
+        for array in pinned.values():
+            array.flags.writeable = False
+        return pinned
 
     # ---- errors ------------------------------------------------------------------------------
 
@@ -697,11 +945,39 @@ def _batch_size(leaf: Any) -> tf.Tensor:
     return tf.shape(leaf)[0]
 
 
-def _rows(leaf: Any, begin: tf.Tensor, end: tf.Tensor) -> Any:
+def _scaled(gradient: Any, factor: tf.Tensor) -> Any:
+    """The gradient times a factor, in float32."""
+    if isinstance(gradient, tf.IndexedSlices):
+        values = tf.cast(gradient.values, tf.float32) * factor
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return tf.cast(gradient, tf.float32) * factor
+
+
+def _groups(streams: int) -> list[int]:
+    """So many streams, as sizes of groups."""
+    sizes = []
+    for size in _GROUPS:
+        sizes += [size] * (streams // size)
+        streams %= size
+    return sizes
+
+
+def _spec_of(spec: Any, elements: int | None) -> Any:
+    """The type of a batch of so many elements, where types tell that."""
+    if isinstance(spec, tf.TensorSpec) and elements is not None:
+        return tf.TensorSpec([elements, *spec.shape[1:]], spec.dtype)
+    return spec
+
+
+def _rows(leaf: Any, begin: tf.Tensor, end: tf.Tensor, elements: int | None) -> Any:
+    """The elements [begin, end), which are so many (None: any number)."""
     if isinstance(leaf, tf.SparseTensor):
         rest = leaf.dense_shape[1:]
         start = tf.concat([[begin], tf.zeros_like(rest)], 0)
         return tf.sparse.slice(leaf, start, tf.concat([[end - begin], rest], 0))
+    if isinstance(leaf, tf.Tensor) and elements is not None:
+        rest = [0] * (leaf.shape.rank - 1)
+        return tf.slice(leaf, [begin, *rest], [elements, *(-1 for _ in rest)])
     return leaf[begin:end]
 
 
@@ -724,3 +1000,7 @@ def _numpy_dtype(variable: Any) -> Any:
 
 def _width(variable: Any) -> int:
     return int(np.dtype(_numpy_dtype(variable)).itemsize)
+
+
+def _bytes(variable: Any) -> int:
+    return int(math.prod(variable.shape)) * _width(variable)

@@ -24,7 +24,7 @@ from elasticdl.worker import heartbeat, leaving, loop, members, prediction, repl
 if TYPE_CHECKING:
     from elasticdl.worker import group
 
-_JOIN_S = 3600.0
+_JOIN_S = 30.0  # the master may be one that has been superseded, and hangs
 _SWITCH_S = 0.0005
 
 
@@ -153,11 +153,12 @@ class Session:
             hosted = generation.streams[generation.members[rank]]
             self._beat.joined(generation.number, rank, hosted)
             try:
-                # Nothing else may refer to the group: its connections close with it, and others
-                # notice.
-                part.run(generation, rank, self._connect(generation, rank, copy, part))
-                if rank == 0:
-                    part.finish(generation)
+                with self._leaver.working():
+                    # Nothing else may refer to the group: its connections close with it, and
+                    # others notice.
+                    part.run(generation, rank, self._connect(generation, rank, copy, part))
+                    if rank == 0:
+                        part.finish(generation)
             except UserCodeError as error:
                 if not self._leaver.again(self._beat, error, self._beat.present_phase):
                     raise Cancelled("the job has failed") from error
@@ -166,6 +167,9 @@ class Session:
                 continue
             except Cancelled:
                 # Nobody leaves before the master has said that the job is over.
+                continue
+            except rpc.Unreachable:
+                # The result goes to the next master, or nobody: that of the next generation.
                 continue
             finally:
                 self._beat.phase("warm")
@@ -208,9 +212,14 @@ class Session:
                 address=self._address(),
                 term=self._client.term,
             )
-            reply = self._client.call("Join", request, deadline_s=_JOIN_S)
+            try:
+                reply = self._client.call("Join", request, deadline_s=_JOIN_S)
+            except rpc.Unreachable:
+                # There may be another master; or a standby waits for as long as the job runs.
+                continue
             if reply.save:
-                part.save()
+                with self._leaver.working():
+                    part.save()
                 continue
             if reply.stop:
                 raise Cancelled("the job is over")

@@ -4,6 +4,7 @@ import concurrent.futures
 import math
 import pathlib
 import threading
+import time
 
 import keras
 import numpy as np
@@ -70,6 +71,24 @@ def plain_model():
     return keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh")])
 
 
+class Buckets(keras.layers.Layer):
+    def call(self, inputs):
+        return tf.math.floormod(tf.cast(inputs * 100, tf.int32), 200)
+
+
+def embedding_model():
+    return keras.Sequential(
+        [
+            keras.Input((3,)),
+            Buckets(),
+            keras.layers.Embedding(200, 4),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(1),
+        ]
+    )
+
+
 def squares(outputs, labels):
     return tf.reduce_sum(tf.square(outputs - labels), -1)
 
@@ -81,7 +100,12 @@ def made(model, *, reproducible):
     specs = (tf.TensorSpec([None, 3], tf.float32), tf.TensorSpec([None, 1], tf.float32))
     sample = replica.Sample((tf.zeros([2, 3]), tf.zeros([2, 1])), specs)
     copy = replica.Replica(
-        definition, sample, seed=1, reproducible=reproducible, tail=tail_length(STREAMS)
+        definition,
+        sample,
+        seed=1,
+        reproducible=reproducible,
+        tail=tail_length(STREAMS),
+        shares=(2,),
     )
     copy.prepare_training()
     return copy
@@ -135,15 +159,15 @@ def trained(model, hosts, *, reproducible, asks=frozenset()):
 HOSTINGS = [[(0, 1), (2, 3)], [(3,), (0, 2), (1,)]]
 
 
-@pytest.fixture(scope="module")
-def exactly_alone():
-    ((steps, state),) = trained(model, [(0, 1, 2, 3)], reproducible=True)
-    return steps, state
+@pytest.fixture(scope="module", params=[model, embedding_model])
+def exactly_alone(request):
+    ((steps, state),) = trained(request.param, [(0, 1, 2, 3)], reproducible=True)
+    return request.param, steps, state
 
 
 @pytest.mark.parametrize("hosts", HOSTINGS)
 def test_reproducible_members_have_the_bits_of_one_alone(hosts, exactly_alone):
-    expected, state = exactly_alone
+    model, expected, state = exactly_alone
     for steps, reached in trained(model, hosts, reproducible=True):
         assert reached == state
         for (outcome, tail), (alone, alone_tail) in zip(steps, expected, strict=True):
@@ -167,7 +191,7 @@ def test_members_agree_with_one_alone_to_rounding():
 
 
 def test_a_step_without_elements_is_a_step(exactly_alone):
-    steps, _ = exactly_alone
+    _, steps, _ = exactly_alone
     outcome, tail = steps[3]
     assert outcome.elements == 0
     assert not outcome.applied
@@ -209,13 +233,41 @@ def test_a_broken_collective_changes_nothing(reproducible):
     assert copy.dump() == before
 
 
-def test_a_loss_that_is_not_finite_is_applied_by_nobody():
-    copies = [made(plain_model, reproducible=False) for _ in range(2)]
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_time_in_collectives_is_waited_and_time_before_is_computed(reproducible):
+    hub = Hub(2)
+
+    def work(rank):
+        copy = made(plain_model, reproducible=reproducible)
+        member = members.Together(copy, Seat(hub, rank), reproducible=reproducible)
+        assert (member.waited_s, member.computed_s) == (0.0, 0.0)
+        began = time.perf_counter()
+        member.step(batch(HOSTINGS[0][rank], 0), Progress(0, tuple(at(0))), False)
+        whole_s = time.perf_counter() - began
+        assert member.waited_s > 0.0
+        assert member.computed_s > 0.0
+        assert member.waited_s + member.computed_s < whole_s
+        computed_s, waited_s = member.computed_s, member.waited_s
+        member.total(np.zeros(3))
+        assert member.computed_s == computed_s
+        assert member.waited_s > waited_s
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    alone = members.Alone(made(plain_model, reproducible=reproducible), reproducible=reproducible)
+    alone.step(batch((0, 1, 2, 3), 0), Progress(0, tuple(at(0))), False)
+    assert alone.waited_s == 0.0
+    assert alone.computed_s > 0.0
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_a_loss_that_is_not_finite_is_applied_by_nobody(reproducible):
+    copies = [made(plain_model, reproducible=reproducible) for _ in range(2)]
     before = copies[0].dump()
     hub = Hub(2)
 
     def work(rank):
-        member = members.Together(copies[rank], Seat(hub, rank), reproducible=False)
+        member = members.Together(copies[rank], Seat(hub, rank), reproducible=reproducible)
         taken = batch(HOSTINGS[0][rank], 0)
         if rank:
             taken.components[1][0] = math.nan

@@ -1,5 +1,6 @@
 """What a replica does to a model is what Keras does, however a step's elements are dealt out."""
 
+import dataclasses
 import math
 import pathlib
 
@@ -7,8 +8,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from elasticdl.core.progress import Cursor, Used
@@ -448,69 +447,129 @@ def test_layers_of_a_subclassed_model_hear_of_training():
 # ---- --reproducible ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def exact():
-    return made(with_dropout, adam, reproducible=True, tail=3)
+def wide():
+    """Its embedding is large beside what a batch takes from it."""
+    ids = keras.Input((2,), dtype="int32")
+    taken = keras.layers.Embedding(500, 3)(ids)
+    return keras.Model(ids, keras.layers.Dense(1)(keras.layers.Flatten()(taken)))
 
 
-def test_each_stream_is_computed_by_itself(exact):
-    data = line_data()
-    rows = exact.gradients(batch(data, (3, 1, 2), [0, 5, 6]), 4).numpy()
-    assert rows.shape == (3, exact.layout.length)
-    begin = 0
-    for row, (stream, count) in zip(rows, [(0, 3), (5, 1), (6, 2)], strict=True):
-        part = tf.nest.map_structure(lambda a, b=begin, c=count: a[b : b + c], data)
-        assert_array_equal(exact.gradients(batch(part, (count,), [stream]), 4)[0], row)
-        begin += count
-    # Streams that have ended their epoch give no row.
-    without = exact.gradients(batch(data, (3, 0, 1, 2), [0, 4, 5, 6]), 4)
-    assert_array_equal(without, rows)
+def deep():
+    layers = [keras.layers.Dense(3, "tanh") for _ in range(12)]
+    return keras.Sequential([keras.Input((3,)), *layers, keras.layers.Dense(1)])
 
 
-def test_a_reproducible_step_is_that_of_keras():
-    copy = made(dense, sgd, reproducible=True)
-    other = definition(optimizer=sgd)
-    other.model.set_weights(copy.model.get_weights())
-    rows = copy.gradients(batch(line_data(), (2, 4)), 0).numpy()
-    total = copy.exact_sum(rows, copy.maxima(rows), 16)
-    outcome = copy.apply(tf.constant(total), total[copy.layout.rest :], N)
-    assert_allclose(outcome.loss_sum, rows[:, -1].sum(), rtol=1e-6)
-    by_keras(other.model, other.optimizer, squares, line_data())
-    close(weights_of(copy.model), weights_of(other.model))
+# model, data
+BY_STREAM = {
+    "dropout": (with_dropout, line_data),
+    "batch normalization": (normalized, line_data),
+    "regularizers": (regularized, line_data),
+    "embedding": (wide, embedded_data),
+    "subclassed": (Subclassed, line_data),
+    "large": (deep, line_data),
+}
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_sums_have_the_same_bits_whoever_computes_what(exact, data):
-    streams = data.draw(st.integers(1, 16))
-    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
-    scale = rng.integers(-30, 30, exact.layout.length)
-    rows = np.ldexp(rng.normal(size=(streams, exact.layout.length)), scale).astype(np.float32)
-    rows[rng.random(rows.shape) < 0.1] = 0
-    for bad in data.draw(st.lists(st.sampled_from([np.nan, np.inf, -np.inf]), max_size=2)):
-        rows[rng.integers(streams), rng.integers(exact.layout.length)] = bad
-    expected = exact.exact_sum(rows, exact.maxima(rows), streams)
+@pytest.fixture(scope="module", params=BY_STREAM)
+def by_stream(request):
+    model, data = BY_STREAM[request.param]
+    keras.utils.set_random_seed(7)
+    return made(model, adam, data, reproducible=True, tail=3, shares=(2, 3)), data
 
-    hosts = rng.integers(0, data.draw(st.integers(1, 4)), streams)
-    members = [rows[rng.permutation(np.flatnonzero(hosts == h))] for h in range(4)]
-    rng.shuffle(members)
-    maxima = np.max([exact.maxima(some) for some in members], axis=0)
-    total = np.zeros(exact.layout.length + 3)
-    for some in members:
-        total = total + exact.exact_sum(some, maxima, streams)
-    assert total.tobytes() == expected.tobytes() or np.isnan(expected).any()
-    assert_array_equal(total, expected)
 
-    # What is not finite spoils its own tensor, and nothing else; the rest is as exact as float64.
-    plain = rows.astype(np.float64).sum(0)
-    spoilt = np.isnan(expected[: exact.layout.length])
-    assert spoilt[~np.isfinite(rows).all(0)].all()
-    for begin, size in zip(exact._begins, exact._sizes, strict=True):
-        tensor = slice(begin, begin + size)
-        assert spoilt[tensor].all() or not spoilt[tensor].any()
-        if not spoilt[tensor].any():
-            largest = np.abs(rows[:, tensor]).max(initial=0)
-            assert_allclose(expected[tensor], plain[tensor], rtol=0, atol=largest * 2.0**-40)
+COUNTS = (3, 1, 2, 0, 2, 5, 2, 3)
+STREAMS = (0, 5, 6, 7, 9, 11, 12, 15)
+
+
+def parts(data, hosted):
+    """The batch of a member that hosts these of STREAMS."""
+    features = data(n=sum(COUNTS))
+    ends = np.cumsum(COUNTS)
+    rows = np.concatenate(
+        [np.arange(ends[n] - COUNTS[n], ends[n]) for n in hosted] or [np.arange(0)]
+    )
+    some = tf.nest.map_structure(lambda a: a[rows], features)
+    return batch(some, [COUNTS[n] for n in hosted], [STREAMS[n] for n in hosted])
+
+
+def contents(summands):
+    """What each stream gives, in some order."""
+    found = []
+    for some in summands:
+        streams = len(some.rows)
+        shares = [np.split(each, streams) for each in (*some.values, *some.indices)]
+        found += [
+            b"".join(each.tobytes() for each in (row, *sparse))
+            for row, *sparse in zip(some.rows, *shares, strict=True)
+        ]
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    "hosting",
+    [
+        [[n] for n in range(len(COUNTS))],
+        [[0, 1, 2, 3], [4, 5, 6, 7]],
+        [[6, 2], [7, 0, 5, 4, 1], [3]],
+    ],
+)
+def test_sums_have_the_same_bits_whoever_hosts_what(by_stream, hosting):
+    copy, data = by_stream
+    whole = copy.summands(parts(data, range(len(COUNTS))), 4)
+    members = [copy.summands(parts(data, hosted), 4) for hosted in hosting]
+    if not any(each.values for each in whole):
+        assert contents([each for some in members for each in some]) == contents(whole)
+    maxima = copy.maxima(whole)
+    assert_array_equal(np.max([copy.maxima(some) for some in members], 0), maxima)
+    expected = copy.exact_sum(whole, maxima, 16)
+    assert expected.shape == (copy.layout.length + 3,)
+    assert expected.any()
+    assert not expected[copy.layout.length :].any()
+    total = sum(copy.exact_sum(some, maxima, 16) for some in members)
+    assert total.tobytes() == expected.tobytes()
+
+
+def test_only_large_embeddings_are_summed_by_rows():
+    copy = made(wide, adam, embedded_data, reproducible=True, shares=(2,))
+    assert [copy.layout.gradients[n].shape for n in copy.layout.sparse] == [(500, 3)]
+    assert made(wide, adam, embedded_data, reproducible=True).layout.sparse == []
+    small = made(embedded, adam, embedded_data, reproducible=True, shares=(64,))
+    assert small.layout.sparse == []
+
+
+@pytest.mark.parametrize(
+    ("model", "data"), [(dense, line_data), (wide, embedded_data), (normalized, line_data)]
+)
+def test_a_reproducible_step_adds_up_what_streams_give(model, data):
+    copy = made(model, sgd, data, reproducible=True, shares=(2,))
+    plain = made(model, sgd, data)
+    plain.restore(copy.dump())
+    total, losses = 0.0, 0.0
+    for begin, end in ((0, 2), (2, 6)):
+        some = tf.nest.map_structure(lambda a, b=begin, e=end: a[b:e], data())
+        flat = plain.gradients(batch(some, (end - begin,)), 0).numpy()
+        total = total + flat
+        losses += flat[-1]
+    summands = copy.summands(batch(data(), (2, 4)), 0)
+    found = copy.exact_sum(summands, copy.maxima(summands), 16)
+    assert_allclose(found, total, rtol=1e-4, atol=1e-6)
+    outcome = copy.apply(found, found[copy.layout.rest :], N)
+    plain.apply(tf.constant(total), total[plain.layout.rest :], N)
+    assert_allclose(outcome.loss_sum, losses, rtol=1e-5)
+    close(weights_of(copy.model), weights_of(plain.model))
+
+
+def test_a_gradient_that_is_not_finite_spoils_its_own_tensor():
+    copy = made(wide, sgd, embedded_data, reproducible=True, shares=(3,))
+    summands = copy.summands(batch(embedded_data(), (3, 3)), 0)
+    (field,) = (copy.layout.gradients[n] for n in copy.layout.sparse)
+    values = summands[0].values[0].copy()
+    values[1, 0] = np.nan
+    spoilt = [dataclasses.replace(summands[0], values=[values])]
+    found = copy.exact_sum(spoilt, copy.maxima(spoilt), 16)
+    assert np.isnan(found[field.begin : field.end]).all()
+    rest = np.delete(found, range(field.begin, field.end))
+    assert np.isfinite(rest).all()
 
 
 def test_random_numbers_without_a_seed_generator_are_refused():
@@ -690,3 +749,114 @@ def test_a_model_without_weights_to_train_is_refused():
     model.trainable = False
     with pytest.raises(UserError, match="expected weights to train"):
         made(lambda: model)
+
+
+# ---- the state as a value ---------------------------------------------------------------------
+
+
+def copied(snapshot):
+    return {name: array.copy() for name, array in snapshot.items()}
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_snapshot_stays_as_it_was_while_steps_follow(case):
+    model, optimizer, data, loss = case
+    copy = made(model, optimizer, data, loss)
+    copy.alone(batch(data()), 0)
+    for version, go_on in enumerate((copy.alone, lambda b, v: stepped(copy, b.components, v)), 1):
+        snapshot = copy.snapshot()
+        before = copied(snapshot)
+        go_on(batch(data(version)), version)
+        go_on(batch(data(version + 1)), version)
+        same(snapshot, before)
+        with pytest.raises(AssertionError):
+            same(copy.snapshot(), before)
+
+
+def test_a_snapshot_stays_as_it_was_whatever_changes_a_variable():
+    copy = made(embedded, adam, embedded_data)
+    snapshot = copy.snapshot()
+    before = copied(snapshot)
+    for variable in copy.variables_by_name().values():
+        value = variable.value
+        value.assign_add(tf.ones_like(value))
+        value.assign_sub(tf.ones_like(value) + tf.ones_like(value))
+        if value.shape.rank:
+            row = tf.IndexedSlices(tf.ones_like(value[:1]), tf.constant([0]))
+            value.scatter_add(row)
+            value.scatter_update(row)
+        value.assign(tf.zeros_like(value))
+    same(snapshot, before)
+    same(copy.snapshot(), {name: np.zeros_like(array) for name, array in before.items()})
+
+
+def test_a_state_travels_through_one_buffer(case):
+    model, optimizer, data, loss = case
+    one, other = made(model, optimizer, data, loss), made(model, optimizer, data, loss)
+    one.alone(batch(data()), 0)
+    buffer = np.empty(one.state_bytes, np.uint8)
+    one.dump_into(buffer)
+    assert buffer.tobytes() == one.dump()
+    for content in (buffer, memoryview(buffer), buffer.tobytes()):
+        other.alone(batch(data(1)), 1)
+        other.restore(content)
+        same(other.snapshot(), one.snapshot())
+    # The buffer belongs to its owner again.
+    buffer[:] = 0
+    same(other.snapshot(), one.snapshot())
+
+
+def test_a_buffer_of_another_size_is_refused():
+    copy = made()
+    for size in (copy.state_bytes - 1, copy.state_bytes + 1):
+        for use in (copy.dump_into, copy.restore):
+            with pytest.raises(ValueError, match=f"expected a state of {copy.state_bytes} bytes"):
+                use(np.empty(size, np.uint8))
+
+
+class Namesakes(keras.Model):
+    """Two layers of one name."""
+
+    def __init__(self):
+        super().__init__(name="model")
+        self.one = keras.layers.Dense(1, name="d")
+        self.other = keras.layers.Dense(1, name="d")
+
+    def call(self, inputs):
+        return self.one(inputs) + self.other(inputs)
+
+
+@pytest.mark.parametrize("optimizer", [adam, lambda: v1.AdamOptimizer(0.1)])
+def test_variables_have_the_same_unique_names_in_all_replicas(optimizer):
+    one, other = made(Namesakes, optimizer), made(Namesakes, optimizer)
+    names = [*one.variables_by_name()]
+    assert names == [*other.variables_by_name()]
+    assert len(names) == 4 + 8 + 2  # weights, moments of each, and what counts the steps
+    assert names[:4] == [
+        "model/model/d/kernel",
+        "model/model/d/bias",
+        "model/model/d/kernel:1",
+        "model/model/d/bias:1",
+    ]
+    assert len([name for name in names if name.startswith("optimizer/") and ":1" in name]) == 4
+
+
+def test_weights_of_several_dtypes_are_trained_together():
+    def mixed():
+        return keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dense(4, dtype="bfloat16"), keras.layers.Dense(1)]
+        )
+
+    copy = made(mixed, sgd)
+    before = copied(copy.snapshot())
+    copy.alone(batch(line_data()), 0)
+    stepped(copy, line_data(), 1)
+    for name, array in copy.snapshot().items():
+        assert array.dtype == before[name].dtype
+        if name.startswith("model/"):
+            assert not np.array_equal(array, before[name])
