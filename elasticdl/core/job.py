@@ -645,8 +645,15 @@ class Job:
             self.version = max(self.version, event.version)
         return self._form()
 
-    def _meet(self, worker: str) -> None:
-        """A worker has spoken, be it one that this master knew nothing of."""
+    def _meet(self, worker: str, phase: str = "") -> None:
+        """A worker has spoken, be it one that this master knew nothing of.
+
+        What it calls for shows in which `phase` it is, before its next heartbeat says so; one that
+        is starting is given more time to be silent.
+        """
+        seen = self._seen.get(worker)
+        if phase and seen is not None and seen.phase in _BUSY:
+            seen.phase = phase
         self._alive.add(worker)
         self._unheard.discard(worker)
         self._next_number = max(self._next_number, pods.number_of(worker) + 1)
@@ -763,7 +770,7 @@ class Job:
             return []
         if last is not None and self._was_not_told(event, last):
             return [Form(last)]
-        self._meet(event.worker)
+        self._meet(event.worker, "warm")
         self._waiting[event.worker] = membership.Candidate(
             event.worker, event.address, event.generation, event.progress
         )
@@ -932,7 +939,7 @@ class Job:
         return []
 
     def _lease(self, event: LeaseCalled) -> list[Effect]:
-        self._meet(event.worker)
+        self._meet(event.worker, "predicting")
         publish = self._take_in(event.done)
         if self.leases.finished or event.worker in self._leaving:
             return [Lease(event.worker, (), finished=True), *publish]

@@ -77,7 +77,11 @@ class Heartbeat:
 
     def phase(self, phase: str) -> None:
         with self._lock:
+            changed = self._next.phase != phase
             self._next.phase = phase
+        if changed:
+            # The master has less patience with some phases than with others.
+            self._wake.set()
 
     @property
     def present_phase(self) -> str:

@@ -98,6 +98,8 @@ class Members:
 
     def __init__(self, *, alone=True, breaks=(), others_bad=0.0):
         self.alone = alone
+        self.computed_s = 0.0
+        self.flags = []
         self.steps = []
         self.totals = 0
         self._breaks = set(breaks)
@@ -106,6 +108,8 @@ class Members:
     def step(self, batch, at, regroup):
         if ("step", at.version) in self._breaks:
             raise loop.GivenUp
+        self.computed_s += 0.25
+        self.flags.append(regroup)
         elements = np.asarray(batch.components[0]).tolist() if batch.elements else []
         self.steps.append((at.version, elements))
         count = len(elements)
@@ -128,19 +132,24 @@ class Beat:
     """Keeps what it is told."""
 
     def __init__(self):
-        self.regroup = self.stop = False
+        self.regroup = self.stop = self.orphaned = False
+        self.leaving = ""
         self.reports = []
         self.silent = []
         self.evaluations = []
         self.notices = []
         self.phases = []
         self.standing = []
+        self.pace = None
 
     def phase(self, phase):
         self.phases.append(phase)
 
-    def stands(self, generation, at):
-        self.standing.append((generation, at.version))
+    def stands(self, at):
+        self.standing.append(at.version)
+
+    def paced(self, pace):
+        self.pace = pace
 
     def committed(self, report, learning_rate, *, speaks):
         assert learning_rate == 0.5
@@ -158,11 +167,23 @@ def config(**settings):
     return JobConfig(kind="train", model_def="a.B", data="d", output="o", **given)
 
 
+class Saver:
+    """Keeps what might be saved."""
+
+    def __init__(self):
+        self.positions = []
+
+    def committed(self, position, *, speaks):
+        if speaks:
+            self.positions.append(position)
+
+
 class Worker:
     """A member and what surrounds it."""
 
     def __init__(self, opener, pool, *, evaluates=True, **settings):
         self.beat = Beat()
+        self.saver = Saver()
         self.training = loop.Training(
             config(**settings),
             Replica(),
@@ -170,6 +191,7 @@ class Worker:
             loop.DataSet(EVAL_PLAN, opener) if evaluates else None,
             self.beat,
             pool,
+            self.saver,
         )
 
     def run(self, members=None, *, rank=0, number=1):
@@ -192,7 +214,7 @@ def test_each_epoch_has_each_element_once(opener, pool):
         elements = [x for _, some in steps[5 * epoch : 5 * epoch + 5] for x in some]
         assert sorted(elements) == list(range(RECORDS))
     assert worker.training.finished
-    assert worker.beat.standing == [(1, version) for version in range(11)]
+    assert worker.beat.standing == list(range(11))
     assert worker.beat.phases[0] == "member"
 
 
@@ -220,6 +242,9 @@ def test_history_adds_up(opener, pool):
     assert sum(report.elements for report in reports) == 2 * RECORDS
     total = sum(range(RECORDS))
     assert sum(report.loss_sum for report in reports) == 2 * total
+    assert [report.total_elements for report in reports] == [24, 40, 48, 72, 80]
+    assert [report.epoch_elements for report in reports] == [24, 0, 8, 32, 0]
+    assert reports[0].time <= reports[-1].time
     for report in reports:
         mean = report.loss_sum / report.elements
         assert report.metrics["twice"].numbers[0] == pytest.approx(2 * mean)
@@ -259,6 +284,36 @@ def test_members_part_after_the_step_in_which_one_asks(opener, pool):
     with pytest.raises(loop.GivenUp):
         worker.run(Members())
     assert worker.training.progress.version == 5
+
+
+@pytest.mark.parametrize("why", ["regroup", "leaving", "orphaned"])
+def test_the_flag_is_raised_by_who_joins_leaves_or_has_lost_the_master(opener, pool, why):
+    worker = Worker(opener, pool)
+    setattr(worker.beat, why, "told to" if why == "leaving" else True)
+    members = Members()
+    with pytest.raises(loop.GivenUp):
+        worker.run(members)
+    assert members.flags == [True]
+    assert worker.training.progress.version == 1
+
+
+def test_where_it_stands_is_offered_for_a_checkpoint_by_the_one_who_speaks(opener, pool):
+    worker, silent = Worker(opener, pool), Worker(opener, pool)
+    worker.run()
+    silent.run(rank=1)
+    assert silent.saver.positions == []
+    seen = [
+        (at.progress.version, at.epoch_version, at.elements, at.epoch_elements)
+        for at in worker.saver.positions
+    ]
+    assert seen[3:6] == [(4, 0, 32, 32), (5, 5, 40, 0), (6, 5, 48, 8)]
+    assert seen[-1] == (10, 10, 80, 0)
+
+
+def test_a_members_pace_is_that_of_its_own_computing(opener, pool):
+    worker = Worker(opener, pool)
+    worker.run()
+    assert worker.beat.pace == membership.Pace(seconds=2.5, elements=80, steps=10)
 
 
 def test_a_stopped_worker_stops_between_steps(opener, pool):
@@ -321,8 +376,7 @@ def test_members_agree_on_what_is_due_however_they_came(opener, pool):
         with pytest.raises(loop.GivenUp):
             worker.run(Members(alone=False, breaks={breaks}))
         assert worker.training.progress.version == 5
-    third.training.progress = first.training.progress
-    third.training.epoch_version = first.training.epoch_version
+    third.training.position = first.training.position
     totals = []
     for worker in (first, second, third):
         members = Members(alone=False, breaks={("step", 6)})
@@ -332,8 +386,7 @@ def test_members_agree_on_what_is_due_however_they_came(opener, pool):
     assert totals == [(1, [5])] * 3
 
     third = Worker(opener, pool)
-    third.training.progress = first.training.progress
-    third.training.epoch_version = first.training.epoch_version
+    third.training.position = first.training.position
     for worker in (first, third):
         worker.run(members := Members(alone=False))
         assert members.totals == 1
@@ -349,14 +402,26 @@ def test_the_sums_are_the_same_whoever_hosts_what(opener, pool):
             return super().evaluation_sums(batch)
 
     data = loop.DataSet(EVAL_PLAN, opener)
-    counted = []
     for hosted in (EVERYTHING, (0, 3), (1,), (2,)):
-        loop.evaluation(
-            config(batch_size=4), Noting(), data, hosted, Members(), pool, counted.append
-        )
+        loop.evaluation(config(batch_size=4), Noting(), data, hosted, Members(), pool)
     assert set(collections.Counter(seen).values()) == {2}
-    assert sum(counted) == 2 * RECORDS
-    assert max(counted) == 4
+    assert sum(map(len, seen)) == 2 * RECORDS
+    assert max(map(len, seen)) == 4
+
+
+def test_an_evaluation_is_left_when_the_worker_is_to_go(opener, pool):
+    members = Members()
+    with pytest.raises(loop.GivenUp):
+        loop.evaluation(
+            config(),
+            Replica(),
+            loop.DataSet(EVAL_PLAN, opener),
+            EVERYTHING,
+            members,
+            pool,
+            interrupted=lambda: True,
+        )
+    assert members.totals == 0
 
 
 def test_an_evaluation_without_elements_is_refused(opener, pool):
