@@ -23,17 +23,18 @@ class Permuted:
     """A function whose elements are mapped records in another order.
 
     Args:
-        order: from how many records a slice has, and its seed, to their order: int64 [n].
+        order: from how many records a slice has, and its seed, to their order, int64 [n]; None
+            where nothing is shuffled.
         mapped: from some records, and the slice's seed, to a batch of their elements.
     """
 
-    order: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    order: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
     mapped: Callable[[tf.Tensor, tf.Tensor], Any]
 
     def places(self, count: int, seed: int) -> NDArray[np.int64]:
         """Which record each element of the slice comes from."""
-        if not count:
-            return np.empty(0, np.int64)
+        if self.order is None or not count:
+            return np.arange(count)
         order = self.order(tf.constant(count, tf.int64), tf.constant(seed, tf.int64))
         places: NDArray[np.int64] = order.numpy()
         return places
@@ -63,10 +64,14 @@ def trace(
             elements = create_dataset(tf.data.Dataset.from_tensor_slices(records))
         return _chain(elements, records)
 
+    shuffles = 0
+
     def order(count: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        nonlocal shuffles
         numbers = tf.data.Dataset.range(count)
         # What is shuffled does not matter to a shuffle, nor how much of it this function is given.
         for shuffle in chain(tf.constant([], tf.string), seed).shuffles:
+            shuffles += 1
             numbers = _on(shuffle, numbers, numbers.element_spec)
         return numbers.batch(count).get_single_element()
 
@@ -78,12 +83,11 @@ def trace(
         return elements.batch(tf.size(records, tf.int64)).get_single_element()
 
     try:
-        return Permuted(
-            tf.function(order, autograph=False).get_concrete_function(number, number),
-            tf.function(mapped, autograph=False).get_concrete_function(some, number),
-        )
+        ordering = tf.function(order, autograph=False).get_concrete_function(number, number)
+        mapping = tf.function(mapped, autograph=False).get_concrete_function(some, number)
     except _DoesMore:
         return None
+    return Permuted(ordering if shuffles else None, mapping)
 
 
 class _DoesMore(Exception):

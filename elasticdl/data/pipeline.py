@@ -7,6 +7,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +151,8 @@ class Opener:
             CorruptData: a record file is damaged.
             UserError, UserCodeError: the user's input function fails on these records.
         """
-        for _, block in self.walk(iter([Step(epoch, 0, slice_, skip)]), ahead=False):
+        walk = self.walk(iter([Step(epoch, 0, slice_, skip)]), ahead=False)
+        for _, block in walk if self._permuted is None else _one_ahead(walk):
             yield block
 
     def walk(self, steps: Iterator[Step], *, first: int = 0, ahead: bool = True) -> Walk:
@@ -412,6 +414,19 @@ class _Passed:
             self._open.append((self._count, step))
             self._count += 1
             yield step
+
+
+def _one_ahead(walk: Walk) -> Walk:
+    """The same, of which the next block is made while the last one is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
+        try:
+            coming = thread.submit(next, walk, None)
+            while (found := coming.result()) is not None:
+                coming = thread.submit(next, walk, None)
+                yield found
+        finally:
+            thread.shutdown()
+            walk.close()
 
 
 def part_of(batch: Batch, begin: int, end: int) -> tuple[Component, ...]:
