@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import math
+import re
 import types
 
 import numpy as np
@@ -12,7 +13,7 @@ import tensorflow as tf
 from elasticdl.config import JobConfig
 from elasticdl.core import membership, progress, streams
 from elasticdl.data import pipeline, recordio
-from elasticdl.errors import Cancelled, UserError
+from elasticdl.errors import Cancelled, UserCodeError, UserError
 from elasticdl.worker import loop, replica
 
 RECORDS = 40
@@ -94,20 +95,25 @@ def unlucky():
 
 
 class Members:
-    """A generation of one member; what is given up stands in `breaks`, by kind and place."""
+    """A generation of one member; what is given up stands in `breaks`, by kind and place, and the
+    versions at which the user's code fails in `fails`.
+    """
 
-    def __init__(self, *, alone=True, breaks=(), others_bad=0.0):
+    def __init__(self, *, alone=True, breaks=(), fails=(), others_bad=0.0):
         self.alone = alone
         self.computed_s = 0.0
         self.flags = []
         self.steps = []
         self.totals = 0
         self._breaks = set(breaks)
+        self._fails = set(fails)
         self._others_bad = others_bad
 
     def step(self, batch, at, regroup):
         if ("step", at.version) in self._breaks:
             raise loop.GivenUp
+        if at.version in self._fails:
+            raise UserCodeError("loss: bad")
         self.computed_s += 0.25
         self.flags.append(regroup)
         elements = np.asarray(batch.components[0]).tolist() if batch.elements else []
@@ -316,6 +322,48 @@ def test_a_members_pace_is_that_of_its_own_computing(opener, pool):
     assert worker.beat.pace == membership.Pace(seconds=2.5, elements=80, steps=10)
 
 
+def test_what_was_measured_in_one_generation_does_not_count_in_the_next(opener, pool):
+    worker = Worker(opener, pool)
+    for asks, steps in ((2, 3), (3, 1)):
+        with pytest.raises(loop.GivenUp):
+            worker.run(Members(breaks={("regroup", asks)}))
+        assert worker.beat.pace == membership.Pace(0.25 * steps, 8 * steps, steps)
+
+
+def test_a_position_goes_with_the_replica_to_whoever_goes_on(opener, pool):
+    undisturbed = Worker(opener, pool)
+    undisturbed.run()
+    first, second = Worker(opener, pool), Worker(opener, pool)
+    with pytest.raises(loop.GivenUp):
+        first.run(Members(alone=False, breaks={("step", 7)}))
+    second.training.position = first.training.position
+    second.run()
+    assert second.saver.positions == undisturbed.saver.positions[7:]
+
+
+def test_members_that_part_after_the_last_step_do_not_step_again(opener, pool):
+    worker = Worker(opener, pool)
+    with pytest.raises(loop.GivenUp):
+        worker.run(Members(alone=False, breaks={("regroup", 9)}))
+    assert worker.training.finished
+    assert worker.run(Members(alone=False)) == []
+    assert evaluated(worker)[-1] == 10
+
+
+def test_an_exception_of_the_users_names_its_slices_and_commits_nothing(opener, pool):
+    undisturbed = Worker(opener, pool).run()
+    worker = Worker(opener, pool)
+    failing = Members(fails={4})
+    with pytest.raises(UserCodeError) as caught:
+        worker.run(failing)
+    assert worker.training.progress.version == 4
+    spans = [re.search(r"records (\d+) to (\d+)", each) for each in caught.value.slices]
+    named = {n for span in spans for n in range(int(span[1]), int(span[2]) + 1)}
+    assert named >= set(undisturbed[4][1])
+    # The next attempt begins with the same step.
+    assert failing.steps + worker.run() == undisturbed
+
+
 def test_a_stopped_worker_stops_between_steps(opener, pool):
     worker = Worker(opener, pool)
     worker.beat.stop = True
@@ -391,6 +439,38 @@ def test_members_agree_on_what_is_due_however_they_came(opener, pool):
         worker.run(members := Members(alone=False))
         assert members.totals == 1
     assert evaluated(third) == [10]
+
+
+@pytest.mark.parametrize("why", ["leaving", "orphaned", "stop"])
+def test_who_is_to_go_gives_an_evaluation_up_for_the_others_to_do_again(opener, pool, why):
+    worker = Worker(opener, pool)
+
+    class Going(Replica):
+        def evaluation_sums(self, batch):
+            setattr(worker.beat, why, "told to" if why == "leaving" else True)
+            return super().evaluation_sums(batch)
+
+    worker.training.replica = Going()
+    with pytest.raises(loop.GivenUp):
+        worker.run(members := Members(alone=False))
+    assert members.totals == 0
+    assert worker.training.progress.version == 5
+    assert evaluated(worker) == []
+
+
+def test_who_is_only_to_regroup_evaluates_first(opener, pool):
+    worker = Worker(opener, pool)
+
+    class Asked(Replica):
+        def evaluation_sums(self, batch):
+            worker.beat.regroup = True
+            return super().evaluation_sums(batch)
+
+    worker.training.replica = Asked()
+    with pytest.raises(loop.GivenUp):
+        worker.run(Members(alone=False))
+    assert evaluated(worker) == [5]
+    assert worker.training.progress.version == 6
 
 
 def test_the_sums_are_the_same_whoever_hosts_what(opener, pool):
