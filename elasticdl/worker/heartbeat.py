@@ -1,6 +1,8 @@
 """What a worker tells the master all the time, and what it is told."""
 
+import contextlib
 import os
+import queue
 import sys
 import threading
 import time
@@ -57,7 +59,8 @@ class Heartbeat:
         self._steps: list[pb.StepReport] = []
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        self._wake = threading.Event()
+        # A signal's handler may put something in while the thread that it interrupts does so, too.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._closed = False
         self._heard = time.monotonic()
         self._leaving_since: float | None = None
@@ -81,7 +84,7 @@ class Heartbeat:
             self._next.phase = phase
         if changed:
             # The master has less patience with some phases than with others.
-            self._wake.set()
+            self._wake.put(None)
 
     @property
     def present_phase(self) -> str:
@@ -149,7 +152,7 @@ class Heartbeat:
             return
         self.leaving = reason
         self._leaving_since = time.monotonic()
-        self._wake.set()
+        self._wake.put(None)
 
     def flush(self) -> None:
         """Sends what there is now; waits for the next master if there is none.
@@ -161,7 +164,7 @@ class Heartbeat:
 
     def close(self) -> None:
         self._closed = True
-        self._wake.set()
+        self._wake.put(None)
         if self._stream is not None:
             self._stream.cancel()
         for thread in self._threads:
@@ -179,8 +182,10 @@ class Heartbeat:
                     # Who does not answer will not say when another master has taken over.
                     self._stream.cancel()
             self._see_to_the_end()
-            self._wake.wait(self._every_s)
-            self._wake.clear()
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=self._every_s)
+            while not self._wake.empty():
+                self._wake.get()
 
     def _see_to_the_end(self) -> None:
         """Ends this worker, unless its main thread will notice by itself."""
