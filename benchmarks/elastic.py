@@ -6,10 +6,12 @@ without that process. The peers run at the settings of their documentation's exa
 best that were found.
 """
 
+import abc
 import argparse
 import bisect
 import contextlib
 import itertools
+import json
 import math
 import os
 import random
@@ -17,13 +19,19 @@ import signal
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
+
+import elasticdl
+from benchmarks import training
+from elasticdl.data import examples, recordio
 
 REPOSITORY = Path(__file__).parent.parent
 PEERS = REPOSITORY / ".venv-peers" / "bin"
@@ -34,6 +42,8 @@ GIVE_UP_S = 30.0
 NEVER = 2  # pauses of GIVE_UP_S that show that no other ends either
 SETTLE_S = 180.0
 QUIET_S = 20.0
+MASTER_EVERY_S = 13.0
+MASTER_WINDOW_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -46,15 +56,21 @@ class Row:
     is_share: bool = False
 
 
+Name = int | str  # of a worker: the peers' have process ids only
+
+
 @dataclass(frozen=True)
 class Commit:
-    """A step that one process committed; `elements` are those of all processes."""
+    """A committed step, or one process's account of it.
+
+    `elements` are those of all processes, `by` those who took part as far as the account says.
+    """
 
     time: float
     version: int
     elements: int
     generation: int
-    pid: int
+    by: frozenset[Name]
 
 
 @dataclass
@@ -65,6 +81,8 @@ class Lines:
     _read: int = 0
 
     def new(self) -> list[str]:
+        if not self.path.exists():
+            return []
         with self.path.open("rb") as file:
             file.seek(self._read)
             text = file.read()
@@ -73,20 +91,154 @@ class Lines:
         return whole.decode().splitlines()
 
 
-@dataclass
-class Job:
-    """A training that runs in processes of its own.
+class Job(abc.ABC):
+    """A training in processes of its own; `commits` are those read so far."""
+
+    def __init__(self) -> None:
+        self.commits: list[Commit] = []
+
+    @abc.abstractmethod
+    def read(self) -> list[Commit]:
+        """The commits since the last call, in their order."""
+
+    @abc.abstractmethod
+    def members(self) -> dict[Name, int]:
+        """Process ids of the living workers that have committed a step."""
+
+    @abc.abstractmethod
+    def settled(self) -> bool:
+        """Whether all workers have trained together for a second."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends all its processes."""
+
+    def settle(self) -> None:
+        until = time.time() + SETTLE_S
+        while not self.settled():
+            if time.time() > until:
+                raise SystemExit("the job does not come to train with all its workers")
+            time.sleep(0.1)
+
+    def first_after(self, generation: int) -> Commit | None:
+        """The first commit in a later generation; None: none came in time."""
+        until = time.time() + GIVE_UP_S
+        found: list[Commit] = []
+        while not found and time.time() < until:
+            time.sleep(0.05)
+            found = [commit for commit in self.read() if commit.generation > generation]
+        return found[0] if found else None
+
+    def since(self, when: float) -> list[Commit]:
+        """The commits from that time on, in their order."""
+        self.read()
+        first = bisect.bisect_left(self.commits, when - 1, key=lambda commit: commit.time)
+        late = [commit for commit in self.commits[first:] if commit.time >= when]
+        return sorted(late, key=lambda commit: commit.time)
+
+
+class Ours(Job):
+    """An `elasticdl train` with one warm standby."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        workload = next(each for each in training.WORKLOADS if each.model == "dense")
+        columns = workload.columns(np.random.default_rng(0), workload.records)
+        with recordio.Writer(str(directory / "data.recordio")) as writer:
+            writer.extend(examples.encode(columns))
+        self._work = directory / "out" / ".elasticdl"
+        self._lines = Lines(self._work / "metrics.jsonl")
+        self._events = Lines(self._work / "events.jsonl")
+        self._generations: list[tuple[int, float, frozenset[Name]]] = []
+        self._job = elasticdl.train(
+            model_zoo=str(training.HERE / "zoo"),
+            model_def="models.dense",
+            data=str(directory / "data.recordio"),
+            output=str(directory / "out"),
+            num_workers=WORKERS,
+            standby_workers=1,
+            batch_size=BATCH_SIZE,
+            epochs=1_000_000,
+            log_every_steps=1,
+        )
+
+    def read(self) -> list[Commit]:
+        lines = [json.loads(line) for line in self._lines.new()]
+        # After the steps, so that the generation of each is there.
+        for event in map(json.loads, self._events.new()):
+            if event["event"] == "generation":
+                generation = (event["version"], event["time"], frozenset(event["members"]))
+                self._generations.append(generation)
+        new = []
+        before = self.commits[-1].version if self.commits else 0
+        for line in lines:
+            if line["kind"] != "train":
+                continue
+            # The steps that a killed worker could not report any more are in the next line.
+            elements, before = (line["version"] - before) * BATCH_SIZE, line["version"]
+            number = max(
+                (n for n, begun in enumerate(self._generations) if begun[0] < line["version"]),
+                default=0,
+            )
+            members = self._generations[number][2]
+            new.append(Commit(line["time"], line["version"], elements, number, members))
+        self.commits += new
+        return new
+
+    def members(self) -> dict[Name, int]:
+        self.read()
+        names = self._generations[-1][2]
+        return {name: pid for name, pid in self._processes("worker").items() if name in names}
+
+    def settled(self) -> bool:
+        self.read()
+        phases = [worker.phase for worker in self._job.status().workers]
+        now = time.time()
+        return (
+            phases.count("member") == WORKERS
+            and phases.count("warm") == len(phases) - WORKERS == 1
+            and now - self._generations[-1][1] > 1
+            and bool(self.commits)
+            and now - self.commits[-1].time < 2
+        )
+
+    def master(self) -> int:
+        """The process id of the one that lives."""
+        return self._processes("master")[""]
+
+    def _processes(self, role: str) -> dict[Name, int]:
+        """Process ids of the job's living processes in that role, under their names."""
+        found: dict[Name, int] = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                command = process.cmdline()
+                if f"elasticdl.{role}" not in command or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if role == "master" and process.ppid() == os.getpid():
+                    found[""] = process.pid
+                elif role == "worker" and str(self._work) in command[-2]:
+                    found[command[-1]] = process.pid
+        return found
+
+    def close(self) -> None:
+        self._job.cancel()
+
+
+class Peer(Job):
+    """Processes that write their commits into a directory, each into the file named after it.
 
     Args:
         directory: the job's own, made and removed by who starts it.
-        processes: how many of them commit steps.
+        workers: how many processes commit steps.
     """
 
-    directory: Path
-    processes: int
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    commits: list[Commit] = field(default_factory=list)
-    _logs: dict[int, Lines] = field(default_factory=dict)
+    def __init__(self, directory: Path, workers: int) -> None:
+        super().__init__()
+        self.directory, self.workers = directory, workers
+        self.started: list[subprocess.Popen[bytes]] = []
+        self._logs: dict[int, Lines] = {}
+        self._last: dict[int, Commit] = {}
+        self._begun = 0.0  # the last generation, at its first commit
 
     def start(self, command: list[str], **environment: str) -> None:
         with (self.directory / f"{len(self.started)}.log").open("wb") as log:
@@ -101,52 +253,38 @@ class Job:
         self.started.append(process)
 
     def read(self) -> list[Commit]:
-        """The commits since the last call, in their order."""
         for path in self.directory.glob("*.commits"):
             self._logs.setdefault(int(path.stem), Lines(path))
         new = []
         for pid, lines in self._logs.items():
             for line in lines.new():
                 when, version, elements, generation = line.split()
-                new.append(Commit(float(when), int(version), int(elements), int(generation), pid))
+                by = frozenset([pid])
+                new.append(Commit(float(when), int(version), int(elements), int(generation), by))
+                self._last[pid] = new[-1]
         new.sort(key=lambda commit: commit.time)
+        latest = self.commits[-1].generation if self.commits else -1
+        for commit in new:
+            if commit.generation > latest:
+                self._begun, latest = commit.time, commit.generation
         self.commits += new
         return new
 
-    def members(self) -> list[int]:
-        """The living processes that have committed a step."""
+    def members(self) -> dict[Name, int]:
         self.read()
-        return [pid for pid in self._logs if _alive(pid)]
+        return {pid: pid for pid in self._logs if _alive(pid)}
 
-    def settle(self) -> None:
-        """Waits until all processes have trained together for a second."""
-        until = time.time() + SETTLE_S
-        since, together = 0.0, 0
-        last: dict[int, Commit] = {}
-        while time.time() < until:
-            for commit in self.read():
-                if commit.generation > together:
-                    since, together = commit.time, commit.generation
-                last[commit.pid] = commit
-            now = time.time()
-            lately = {
-                pid
-                for pid, commit in last.items()
-                if commit.generation == together and now - commit.time < 1 and _alive(pid)
-            }
-            if len(lately) == self.processes and now - since > 1:
-                return
-            time.sleep(0.1)
-        raise SystemExit(f"{self.directory}: the job does not come to train with all processes")
-
-    def first_after(self, generation: int) -> Commit | None:
-        """The first commit in a later generation; None: none came in time."""
-        until = time.time() + GIVE_UP_S
-        found: list[Commit] = []
-        while not found and time.time() < until:
-            time.sleep(0.05)
-            found = [commit for commit in self.read() if commit.generation > generation]
-        return found[0] if found else None
+    def settled(self) -> bool:
+        members = self.members()
+        now = time.time()
+        lately = [
+            pid
+            for pid in members.values()
+            if pid in self._last
+            and self._last[pid].generation == self.commits[-1].generation
+            and now - self._last[pid].time < 1
+        ]
+        return len(lately) == len(members) == self.workers and now - self._begun > 1
 
     def close(self) -> None:
         for process in self.started:
@@ -175,9 +313,9 @@ def _port() -> int:
 
 def torchft(
     directory: Path, lighthouse: dict[str, int], heartbeat_s: float, collective_timeout_s: float
-) -> Job:
+) -> Peer:
     """One replica a process, each under a torchrun that starts it anew."""
-    job = Job(directory, WORKERS)
+    job = Peer(directory, WORKERS)
     port = _port()
     # Each step writes lines of a kilobyte at the default level.
     environment = {"TORCHFT_LIGHTHOUSE": f"http://localhost:{port}", "RUST_LOG": "error"}
@@ -202,9 +340,9 @@ def torchft(
     return job
 
 
-def torchrun(directory: Path, agents: int, options: Iterable[str] = ()) -> Job:
+def torchrun(directory: Path, agents: int, options: Iterable[str] = ()) -> Peer:
     """One agent with all workers, or several with one worker each that meet at the first."""
-    job = Job(directory, agents if agents > 1 else WORKERS)
+    job = Peer(directory, agents if agents > 1 else WORKERS)
     options = tuple(options)
     # torchrun forks what it runs in its own interpreter only.
     program = (
@@ -241,6 +379,7 @@ def torchrun(directory: Path, agents: int, options: Iterable[str] = ()) -> Job:
 _QUICK = ("--monitor_interval=0.02", "--start_method=fork")
 _MEETING = ("--rdzv_conf=keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=1",)
 SYSTEMS: dict[str, Callable[[Path], Job]] = {
+    OURS: Ours,
     "torchft": lambda directory: torchft(
         directory,
         lighthouse={"quorum_tick_ms": 100, "join_timeout_ms": 10_000},
@@ -277,11 +416,11 @@ class Loss:
 
 
 def lose(job: Job, number: signal.Signals, chance: random.Random) -> Loss:
-    """Sends a signal to one process of a settled job, and waits until it has settled again."""
+    """Sends a signal to one worker of a settled job, and waits until it has settled again."""
     job.settle()
     time.sleep(chance.uniform(0, 0.5))
-    members = job.members()
-    victim = chance.choice(members)
+    before = job.members()
+    victim = chance.choice(sorted(before.values()))
     job.read()
     generation = job.commits[-1].generation
     lost = time.time()
@@ -293,27 +432,18 @@ def lose(job: Job, number: signal.Signals, chance: random.Random) -> Loss:
     job.settle()
     if first is None:
         return Loss(math.inf)
-    if not set(members) & set(job.members()):
+    survivors = before.keys() & job.members().keys()
+    if not survivors:
         return Loss(first.time - lost)
-    joined = min(
-        commit.time
-        for commit in job.commits[_since(job, lost) :]
-        if commit.time > lost and commit.pid not in members
-    )
-    # Steps by the clock of a process that was there before and after.
-    survivor = next(pid for pid in members if pid in job.members())
+    later = job.since(first.time)
+    joined = next(commit.time for commit in later if commit.by - before.keys())
+    survivor = next(iter(survivors))
     times = [
-        commit.time
-        for commit in job.commits[_since(job, lost) :]
-        if commit.pid == survivor and abs(commit.time - joined) < 0.5 and commit.time >= first.time
+        commit.time for commit in later if survivor in commit.by and abs(commit.time - joined) < 0.5
     ]
     gaps = [after - before for before, after in itertools.pairwise(times)]
     joining = max(gaps) - statistics.median(gaps) if gaps else None
     return Loss(first.time - lost, joined - lost, joining)
-
-
-def _since(job: Job, when: float) -> int:
-    return bisect.bisect_left(job.commits, when, key=lambda commit: commit.time)
 
 
 def losses(
@@ -322,18 +452,13 @@ def losses(
     """What each of some losses led to; only the first few where the job never went on."""
     chance = random.Random(seed)
     found: list[Loss] = []
-    with tempfile.TemporaryDirectory() as directory, running(system(Path(directory))) as job:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.closing(system(Path(directory))) as job,
+    ):
         while len(found) < events and sum(loss.pause == math.inf for loss in found) < NEVER:
             found.append(lose(job, number, chance))
     return found
-
-
-@contextlib.contextmanager
-def running(job: Job) -> Iterator[Job]:
-    try:
-        yield job
-    finally:
-        job.close()
 
 
 def kept(
@@ -349,13 +474,16 @@ def kept(
         time.sleep(QUIET_S)
         phases.append((begin, time.time()))
 
-    with tempfile.TemporaryDirectory() as directory, running(system(Path(directory))) as job:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.closing(system(Path(directory))) as job,
+    ):
         quiet()
         for interval in every:
             begin = time.time()
             for kill in range(max(1, round(seconds / interval))):
                 time.sleep(max(0.0, begin + kill * interval - time.time()))
-                if members := job.members():
+                if members := sorted(job.members().values()):
                     os.kill(chance.choice(members), signal.SIGKILL)
             end = begin + (kill + 1) * interval
             time.sleep(max(0.0, end - time.time()))
@@ -381,6 +509,35 @@ def _rates(job: Job, phases: Iterable[tuple[float, float]]) -> list[float]:
     ]
 
 
+def masterless(events: int) -> list[Row]:
+    """The longest time between two steps around the death of our master, and otherwise."""
+    disturbed, undisturbed = [], []
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.closing(Ours(Path(directory))) as job,
+    ):
+        for _ in range(events):
+            job.settle()
+            # A job gives up whose masters die again and again.
+            begin = time.time()
+            time.sleep(MASTER_EVERY_S)
+            killed = time.time()
+            os.kill(job.master(), signal.SIGKILL)
+            time.sleep(MASTER_WINDOW_S)
+            job.settle()
+            undisturbed.append(_longest(job.since(begin), MASTER_WINDOW_S))
+            disturbed.append(_longest(job.since(killed - 0.5), MASTER_WINDOW_S))
+    return [
+        Row("master killed: longest step", OURS, tuple(disturbed)),
+        Row("undisturbed: longest step", OURS, tuple(undisturbed)),
+    ]
+
+
+def _longest(commits: list[Commit], seconds: float) -> float:
+    times = [commit.time for commit in commits if commit.time < commits[0].time + seconds]
+    return max(after - before for before, after in itertools.pairwise(times))
+
+
 def measured(name: str, given: argparse.Namespace) -> list[Row]:
     """All rows of one system."""
     rows = []
@@ -398,6 +555,8 @@ def measured(name: str, given: argparse.Namespace) -> list[Row]:
         shares = kept(SYSTEMS[name], every, given.seconds, given.seed)
         for interval, share in zip(every, shares, strict=True):
             rows.append(Row(f"kept with a kill every {interval:.0f} s", name, (share,), True))
+    if "master" in given.what and name == OURS:
+        rows += masterless(given.events)
     return rows
 
 
@@ -424,11 +583,13 @@ def _number(value: float, row: Row) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
-    arguments.add_argument("--what", nargs="+", default=["kill", "stop", "share"])
+    arguments.add_argument("--what", nargs="+", default=["kill", "stop", "share", "master"])
     arguments.add_argument("--events", type=int, default=20)
     arguments.add_argument("--seconds", type=float, default=120, help="Of kills, for each share.")
     arguments.add_argument("--seed", type=int, default=0)
     given = arguments.parse_args()
+    # What runs is ended then too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     rows: list[Row] = []
     for name in given.systems:
         rows += measured(name, given)

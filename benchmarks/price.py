@@ -165,6 +165,7 @@ def together(pipe: Connection, model: str, rank: int, batch_size: int, steps: in
     pipe.send([list(times) for times in zip(*pairs, strict=True)])
     pipe.recv()
     torch.distributed.destroy_process_group()
+    joined.close()
 
 
 def elastic_price(model: str, batch_size: int, steps: int) -> list[list[float]]:

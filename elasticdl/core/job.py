@@ -653,6 +653,8 @@ class Job:
         """
         seen = self._seen.get(worker)
         if phase and seen is not None and seen.phase in _BUSY:
+            if seen.phase == "starting":
+                self._early_losses = 0
             seen.phase = phase
         self._alive.add(worker)
         self._unheard.discard(worker)

@@ -358,7 +358,8 @@ class Opener:
             return _unequal(first_line(text).rstrip("."), self.where(slice_))
         # Without Python in it, the text names nodes of a graph, which say nothing to its author.
         trace = text if "Traceback (most recent call last)" in text else ""
-        return UserCodeError(f"create_dataset: {first_line(text)} ({self.where(slice_)})", trace)
+        where = self.where(slice_)
+        return UserCodeError(f"create_dataset: {first_line(text)} ({where})", trace, (where,))
 
 
 def _unequal(problem: str, where: str) -> UserError:

@@ -78,27 +78,35 @@ class Places:
         """
         with outputs.writing(config.output):
             made: list[Path] = []
+            defined = None
             if not config.output:
                 output = None
+                if not again:
+                    defined = definitions.Definition.of(config, 1)
                 work = Path(again or tempfile.mkdtemp(prefix="elasticdl-"))
                 made.append(work)
             else:
                 output = Path(config.output).absolute()
                 beside = output.with_name(output.name + ".elasticdl")
                 work = beside if one_file(config) else output / ".elasticdl"
+                if not work.exists():
+                    # Where nothing has been, nothing is made before the data are known.
+                    defined = definitions.Definition.of(config, 1)
             try:
                 places = cls(output, work, made, _claimed(work, made, config))
             except BaseException:
                 _remove_empty(made)
                 raise
             try:
-                places._begin(config, bool(again))
+                places._begin(config, bool(again), defined)
             except BaseException:
                 places._leave()
                 raise
         return places
 
-    def _begin(self, config: JobConfig, again: bool) -> None:
+    def _begin(
+        self, config: JobConfig, again: bool, defined: definitions.Definition | None
+    ) -> None:
         before = definitions.Definition.read(self.work)
         alive = local.observed(str(self.locator))
         same = before is not None and not definitions.other_command(before.config, config)
@@ -129,7 +137,11 @@ class Places:
             )
             self.definition = dataclasses.replace(before, config=kept, term=term)
         else:
-            self.definition = definitions.Definition.of(config, term)
+            self.definition = (
+                dataclasses.replace(defined, term=term)
+                if defined is not None
+                else definitions.Definition.of(config, term)
+            )
             self.beginning = self._what_is_left(before, self.definition, same)
             if self.beginning is Beginning.ANEW:
                 self._clear()

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from elasticdl.worker import exact
 # Streams in one traced function, if reproducible.
 _GROUPS = (16, 8, 4, 2, 1)
 _SMALL = 400  # operations
+
+_LARGE_STATE = 64 << 20
+
+_UNNAMED = re.compile(r"variable(_\d+)?")
 
 _RANDOM_OPS = frozenset(
     {
@@ -131,6 +136,14 @@ class Summands:
     entries: list[int]
 
 
+@dataclass(frozen=True)
+class _Updates:
+    """Traced functions that change the training state; `step` not for `reproducible`."""
+
+    apply: Any
+    step: Any = None
+
+
 class Replica:
     """A worker's copy of the training state: weights, optimizer slots, non-trainable variables.
 
@@ -143,6 +156,8 @@ class Replica:
         parallelism: streams computed at the same time, if `reproducible`.
         shares: how many elements steps usually take from a stream. If `reproducible`, there are
             faster functions for these; all members must have the same.
+        large_state: bytes of training state from which on the step after a snapshot has functions
+            of its own, so that it need not copy what the snapshot holds.
 
     Raises:
         UserError, UserCodeError: model, data, loss and metrics do not fit together.
@@ -158,6 +173,7 @@ class Replica:
         tail: int = 0,
         parallelism: int = 1,
         shares: Collection[int] = (),
+        large_state: int = _LARGE_STATE,
     ) -> None:
         self.definition = definition
         self.model = definition.model
@@ -167,6 +183,7 @@ class Replica:
         self._reproducible = reproducible
         self._tail = tail
         self._parallelism = parallelism
+        self._large_state = large_state
         # A shape of one element would broadcast, and lose its axis where users squeeze.
         self._shares = sorted(share for share in set(shares) if share > 1)
         self._build()
@@ -215,25 +232,41 @@ class Replica:
         self.layout: Layout = self._layout
         if self._reproducible:
             self._prepare_sums()
+        self._in_place: _Updates = self._traced_updates(new_memory=False)
+        large = self.state_bytes >= self._large_state
+        self._in_new_memory: _Updates = (
+            self._traced_updates(new_memory=True) if large else self._in_place
+        )
+        # TensorFlow makes a function ready when it is first called: not after the first snapshot.
+        self._snapshot_taken: bool = True
+
+    def _traced_updates(self, *, new_memory: bool) -> "_Updates":
         kind = tf.float64 if self._reproducible else tf.float32
-        self._apply_function: Any = tf.function(
-            self._apply,
+        apply = tf.function(
+            functools.partial(self._apply, new_memory),
             autograph=False,
             input_signature=[
                 tf.TensorSpec([self.layout.length + self._tail], kind),
                 tf.TensorSpec([], kind),
             ],
         ).get_concrete_function()
-        if not self._reproducible:
-            self._step_function: Any = tf.function(
-                self._step,
-                autograph=False,
-                input_signature=[
-                    [*self._specs],
-                    tf.TensorSpec([None], tf.int64),
-                    tf.TensorSpec([None], tf.int64),
-                ],
-            ).get_concrete_function()
+        if self._reproducible:
+            return _Updates(apply)
+        step = tf.function(
+            functools.partial(self._step, new_memory),
+            autograph=False,
+            input_signature=[
+                [*self._specs],
+                tf.TensorSpec([None], tf.int64),
+                tf.TensorSpec([None], tf.int64),
+            ],
+        ).get_concrete_function()
+        return _Updates(apply, step)
+
+    def _next_updates(self) -> "_Updates":
+        updates = self._in_new_memory if self._snapshot_taken else self._in_place
+        self._snapshot_taken = False
+        return updates
 
     # ---- traced: gradients -------------------------------------------------------------------
 
@@ -485,22 +518,25 @@ class Replica:
 
     # ---- traced: apply -----------------------------------------------------------------------
 
-    def _apply(self, flat: tf.Tensor, count: tf.Tensor) -> None:
+    def _apply(self, new_memory: bool, flat: tf.Tensor, count: tf.Tensor) -> None:
         """Applies the sums over `count` elements."""
         layout = self.layout
         mean = tf.cast(flat / count, tf.float32)
         gradients = [tf.reshape(mean[f.begin : f.end], f.shape) for f in layout.gradients]
         states = [tf.reshape(mean[f.begin : f.end], f.shape) for f in layout.states]
-        self._update(gradients, states)
+        self._update(gradients, states, new_memory)
 
-    def _update(self, gradients: Sequence[tf.Tensor], states: Sequence[tf.Tensor]) -> None:
+    def _update(
+        self, gradients: Sequence[tf.Tensor], states: Sequence[tf.Tensor], new_memory: bool
+    ) -> None:
         trained = [self._trainable[index] for index in self.layout.trained]
         if isinstance(self.optimizer, keras.optimizers.Optimizer):
             # Keras wants all of them from one graph; some casts change nothing.
             typed = [
                 tf.identity(tf.cast(g, v.dtype)) for g, v in zip(gradients, trained, strict=True)
             ]
-            self.optimizer.apply(typed, trained)
+            with _into_new_memory(self.optimizer) if new_memory else contextlib.nullcontext():
+                self.optimizer.apply(typed, trained)
         else:
             values = [variable.value for variable in trained]
             self.optimizer.apply_gradients(
@@ -511,7 +547,9 @@ class Replica:
             rounded = tf.round(state) if not tf.as_dtype(variable.dtype).is_floating else state
             variable.assign(tf.cast(rounded, variable.dtype))
 
-    def _step(self, leaves: Sequence[Any], counts: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def _step(
+        self, new_memory: bool, leaves: Sequence[Any], counts: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
         """Gradient and update in one: for a member that is alone. The tail of the layout."""
         count = tf.cast(tf.reduce_sum(counts), tf.float32)
         pieces, _ = self._one(leaves, seed[0], self._trainable_values(), self._steady_values())
@@ -524,7 +562,7 @@ class Replica:
         rest = pieces[len(shaped) :]
         tf.cond(
             tf.math.is_finite(rest[-1][0]),
-            lambda: self._update(gradients, states),
+            lambda: self._update(gradients, states, new_memory),
             lambda: None,
         )
         return tf.concat(rest, 0)
@@ -538,7 +576,7 @@ class Replica:
             UserError, UserCodeError
         """
         with self._step_errors():
-            rest = self._step_function(*self._inputs(batch, version)).numpy()
+            rest = self._next_updates().step(*self._inputs(batch, version)).numpy()
         return self.layout.outcome(rest, batch.elements, math.isfinite(float(rest[-1])))
 
     def gradients(self, batch: pipeline.Batch, version: int) -> tf.Tensor:
@@ -638,7 +676,7 @@ class Replica:
         if isinstance(flat, np.ndarray):
             # No copy, which `tf.convert_to_tensor` would make.
             flat = tf.experimental.dlpack.from_dlpack(flat.__dlpack__())
-        self._apply_function(flat, _constant(elements, flat.dtype))
+        self._next_updates().apply(flat, _constant(elements, flat.dtype))
         return outcome
 
     def losses_by_stream(self, batch: pipeline.Batch, version: int) -> dict[int, float]:
@@ -799,7 +837,11 @@ class Replica:
     def _slots(self) -> list[tuple[str, Any]]:
         """The optimizer's variables under their paths."""
         if isinstance(self.optimizer, keras.optimizers.Optimizer):
-            return [(variable.path, variable) for variable in self.optimizer.variables]
+            # Keras numbers variables without a name by what the process made before.
+            return [
+                ("variable" if _UNNAMED.fullmatch(variable.path) else variable.path, variable)
+                for variable in self.optimizer.variables
+            ]
         # Optimizers of tf.compat.v1 call a slot after the last part of its variable's path.
         paths = {}
         for variable in self._trainable:
@@ -856,6 +898,7 @@ class Replica:
         Nothing is copied: TensorFlow gives a variable that changes new memory as long as arrays of
         a snapshot have the old one.
         """
+        self._snapshot_taken = True
         pinned = {name: _numpy(each) for name, each in self.variables_by_name().items()}
         for array in pinned.values():
             array.flags.writeable = False
@@ -902,6 +945,39 @@ def _model_error(error: Exception, features: Any) -> UserError:
     )
     trace = usercode.trace(error)
     return UserCodeError(message, trace) if trace else UserError(message)
+
+
+@contextlib.contextmanager
+def _into_new_memory(optimizer: Any) -> Iterator[None]:
+    """Inside, a Keras optimizer gives variables new tensors and does not change the old ones.
+
+    That is as much to write as in place, where TensorFlow first copies what a snapshot holds. The
+    numbers are the same.
+    """
+
+    def replacing(in_place: Any, operation: Any) -> Any:
+        def replace(variable: Any, value: Any) -> None:
+            if isinstance(value, tf.IndexedSlices):
+                in_place(variable, value)
+            else:
+                old = variable.value if isinstance(variable, keras.Variable) else variable
+                change = tf.cast(value, old.dtype)
+                # What TensorFlow optimizes must not add up in another order across this.
+                change = tf.compat.v1.placeholder_with_default(change, change.shape)
+                old.assign(operation(old, change))
+
+        return replace
+
+    inner = getattr(optimizer, "inner_optimizer", None)
+    both = [optimizer] if inner is None else [optimizer, inner]
+    for each in both:
+        each.assign_add = replacing(each.assign_add, tf.add)
+        each.assign_sub = replacing(each.assign_sub, tf.subtract)
+    try:
+        yield
+    finally:
+        for each in both:
+            del each.assign_add, each.assign_sub
 
 
 def named_outputs(model: keras.Model, outputs: Any) -> dict[str, NDArray[Any]]:

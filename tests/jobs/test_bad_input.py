@@ -230,7 +230,7 @@ def test_an_input_function_that_fails_on_one_record(told, numbered):
     line = told("--slice_records=8", replaced={"model_def": "broken.RecordRaises"})
     assert line.startswith("create_dataset: ")
     assert "eleven is not allowed" in line
-    (begin, end) = re.findall(rf"\({numbered(64)}, records (\d+) to (\d+)\)$", line)[0]
+    (begin, end) = re.findall(rf"\({numbered(64)}, records (\d+) to (\d+)\)\. ", line)[0]
     assert int(begin) <= 11 <= int(end)
 
 

@@ -353,6 +353,16 @@ def test_workers_that_die_early_are_started_again_later_and_later():
     assert done(it.step(killed("worker-9"))) == [StartWorker("worker-10")]
 
 
+def test_a_worker_that_calls_has_not_died_early():
+    it = running(start_grace_s=3.0)
+    for number in (1, 2, 3):
+        effects = it.step(killed(f"worker-{number}"))
+    assert done(effects) == [StartWorker("worker-4", 1.0)]
+    it.step(Ticked(0.0))
+    it.step(join("worker-4"))
+    assert StartWorker("worker-5") in it.step(killed("worker-4"))
+
+
 def test_a_worker_that_says_nothing_after_its_start_has_died_early_too():
     it = running(start_grace_s=3.0)
     it.step(killed("worker-1"))
@@ -722,6 +732,47 @@ def test_the_highest_generation_counts_and_who_is_in_an_older_one_is_called_back
     assert it.orders("worker-0").given_up == 6
     it.step(join("worker-2", 6, 39))
     assert it.orders("worker-0").regroup
+
+
+def test_no_result_counts_until_all_workers_are_heard():
+    it = taken_over("worker-0", "worker-1")
+    it.step(beat("worker-0", 0.0, 90, "exporting", generation=7))
+    # The others may have been in a newer generation.
+    assert not it.current("worker-0", 7)
+    assert it.step(ResultCame("worker-0", 7, "there")) == []
+    it.step(join("worker-1", 7, 90))
+    assert it.step(ResultCame("worker-0", 7, "there")) == [Publish("there")]
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        beat("worker-1", 0.0, 90, "warm", generation=8),
+        join("worker-1", 8, 90),
+        at_work("worker-1", 90, 8),
+    ],
+)
+@pytest.mark.parametrize("first", ["older", "newer"])
+def test_nor_does_one_of_a_generation_after_which_there_was_another(newer, first):
+    it = taken_over("worker-0", "worker-1")
+    older = beat("worker-0", 0.0, 90, "exporting", generation=7)
+    for event in [older, newer] if first == "older" else [newer, older]:
+        it.step(event)
+    assert it.step(ResultCame("worker-0", 7, "there")) == []
+    assert it.orders("worker-0").given_up >= 7
+    it.step(join("worker-1", 8, 90))
+    assert formed(it.step(join("worker-0", 7, 90))).number == 9
+
+
+def test_it_waits_for_members_that_have_met_but_are_not_at_work_yet():
+    it = taken_over("worker-1", workers=2)
+    it.step(beat("worker-1", 0.0, -1, "warm", generation=1))
+    # By now it may have received the replica that its generation began with.
+    assert it.step(join("worker-2")) == []
+    assert it.orders("worker-1").given_up == 1
+    generation = formed(it.step(join("worker-1", 1, 0)))
+    assert generation.members == ("worker-1", "worker-2")
+    assert not generation.restore
 
 
 def test_a_generation_of_which_a_worker_is_gone_unheard_is_given_up():

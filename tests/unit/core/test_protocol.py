@@ -95,7 +95,9 @@ def undisturbed():
 
 
 def test_the_undisturbed_walk_trains_every_element_once_an_epoch():
-    kept = [(file, n) for file, count in ((0, 5), (1, 3)) for n in range(count) if (file, n) != (0, 3)]
+    kept = [
+        (file, n) for file, count in ((0, 5), (1, 3)) for n in range(count) if (file, n) != (0, 3)
+    ]
     expected = tuple(sorted((epoch, *each) for epoch in range(EPOCHS) for each in kept))
     assert undisturbed()[-1].trained == expected
     assert 4 <= len(undisturbed()) <= 8
@@ -151,9 +153,13 @@ IN_GENERATION = ("meeting", "stepping", "writing")
 
 
 class Protocol:
-    """All worlds that follow from a world. Values that many worlds share are kept in tables."""
+    """All worlds that follow from a world. Values that many worlds share are kept in tables.
 
-    def __init__(self, workers):
+    Failures come as long as no replica is beyond the version `until`.
+    """
+
+    def __init__(self, workers, *, until=99):
+        self.until = until
         self.rules = jobs.Rules(
             workers=workers, streams=STREAMS, rebalance_gain=0.0, max_failures=99, term=1
         )
@@ -200,14 +206,25 @@ class Protocol:
         return (it.term, it.number) if it else (0, 0)
 
     def job(self, value):
-        # What is only told does not tell states apart.
-        silent = ("reason", "version", "rules")
+        # What is only told, or what only delays a start, does not tell states apart; nor what is
+        # of use to the first generation, or the first of a new master, alone.
+        silent = {"reason", "version", "rules", "_seen", "_early_losses", "_standby_due"}
+        if value.generation is not None:
+            silent.add("_lost_before")
+        known = value.generation is not None and not value._adopting
+        if known:
+            silent.add("_missed")
         key = tuple(
             _frozen(getattr(value, each.name))
             for each in dataclasses.fields(value)
             if each.name not in silent
         )
-        key = (key, value.rules.term)
+        seen = tuple(
+            (name, each.generation, each.rank, each.version >= 0, each.phase)
+            for name, each in sorted(value._seen.items())
+            if not known or not (name in value.members or name in value._waiting)
+        )
+        key = (key, seen, value.rules.term)
         found = self.jobs.get(key)
         if found is None:
             found = self.jobs[key] = len(self.job_list)
@@ -265,7 +282,7 @@ class Protocol:
                 there = {p.name for p in world.processes if p.at == "waiting"}
                 told = tuple(name for name in effect.generation.members if name in there)
         worlds = [self.effects(world, effects, "")]
-        if world.faults:
+        if told and world.faults and self.still_fails(world):
             fewer = world._replace(faults=world.faults - 1)
             worlds += [self.effects(fewer, effects, name) for name in told]
         return worlds
@@ -412,9 +429,7 @@ class Protocol:
 
     def leaves(self, world, it):
         world = _without(world, it.name)
-        return self.event(
-            world, ("leave", it.name), lambda: jobs.LeaveCalled(it.name, "SIGTERM")
-        )
+        return self.event(world, ("leave", it.name), lambda: jobs.LeaveCalled(it.name, "SIGTERM"))
 
     def finishes(self, world, it):
         generation = self.generation_list[it.told]
@@ -487,15 +502,21 @@ class Protocol:
         )
 
     def tidy(self, world):
-        """Forgets collectives that nobody can return from any more."""
-        there = {(p.told, p.ops) for p in world.processes if p.at in ("meeting", "stepping")}
+        """Forgets what can make no difference any more, such as collectives that nobody waits for."""
         least = {}
-        for told, ops in there:
-            least[told] = min(ops, least.get(told, ops))
+        for p in world.processes:
+            if p.at in ("meeting", "stepping"):
+                least[p.told] = min(p.ops, least.get(p.told, p.ops))
         ops = tuple(
             each for each in world.ops if each[0][0] in least and each[0][1] >= least[each[0][0]]
         )
-        return world._replace(ops=ops)
+        processes = tuple(
+            p
+            if p.at in ("meeting", "stepping")
+            else p._replace(ops=0, broke=p.broke and p.told in least)
+            for p in world.processes
+        )
+        return world._replace(ops=ops, processes=processes)
 
     # ---- all that can happen -------------------------------------------------------------------
 
@@ -521,7 +542,15 @@ class Protocol:
                 out = self.tidy(_with(world, it._replace(at="calling", broke=True)))
                 yield f"{it.name} sees an error", functools.partial(list, (out,))
 
+    def still_fails(self, world):
+        versions = [
+            self.replica_list[p.replica].progress.version for p in world.processes if p.replica >= 0
+        ]
+        return max(versions, default=0) <= self.until
+
     def failures(self, world):
+        if not self.still_fails(world):
+            return
         if world.faults:
             fewer = world._replace(faults=world.faults - 1)
             for it in world.processes:
@@ -575,8 +604,8 @@ class Protocol:
         """Whether nothing but the undisturbed rest can follow."""
         first = world.processes[0] if world.processes else None
         return (
-            not (world.faults or world.takeovers or world.dead)
-            and first is not None
+            first is not None
+            and not (world.dead or ((world.faults or world.takeovers) and self.still_fails(world)))
             and all(
                 p.at == "stepping"
                 and p.heard

@@ -172,7 +172,9 @@ def test_a_warm_start_takes_weights_and_leaves_optimizer_and_seeds(tmp_path):
     checkpoint.warm_start(other, checkpoint.load(path))
     after = bits(other.snapshot())
     assert {n: after[n] for n in seeds} == seeds
-    weights = {n: a for n, a in bits(one.snapshot()).items() if n.startswith("model/sequential/dense")}
+    weights = {
+        n: a for n, a in bits(one.snapshot()).items() if n.startswith("model/sequential/dense")
+    }
     assert weights
     assert {n: after[n] for n in weights} == weights
 

@@ -860,3 +860,57 @@ def test_weights_of_several_dtypes_are_trained_together():
         assert array.dtype == before[name].dtype
         if name.startswith("model/"):
             assert not np.array_equal(array, before[name])
+
+
+OPTIMIZERS = [
+    *("SGD", "RMSprop", "Adam", "AdamW", "Adadelta", "Adagrad", "Adamax", "Adafactor", "Nadam"),
+    *("Ftrl", "Lion", "Lamb", "Muon"),
+]
+
+
+def heavy(name):
+    options = {"weight_decay": 0.01, "use_ema": True, "ema_momentum": 0.9}
+    if name == "SGD":
+        options |= {"momentum": 0.9, "nesterov": True}
+    if name == "Adam":
+        options |= {"amsgrad": True, "clipnorm": 0.5}
+    return getattr(keras.optimizers, name)(0.05, **options)
+
+
+def scaled():
+    return keras.optimizers.LossScaleOptimizer(heavy("Adam"))
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "LossScale"])
+def test_a_step_after_a_snapshot_comes_to_the_same_bits(name):
+    def optimizer():
+        return scaled() if name == "LossScale" else heavy(name)
+
+    one, other = made(dense, optimizer), made(dense, optimizer, large_state=0)
+    other.restore(one.dump())
+    for version in range(2 * STEPS):
+        for copy in (one, other):
+            snapshot = copy.snapshot() if version % 3 else {}
+            before = copied(snapshot)
+            if version % 2:
+                copy.alone(batch(line_data(version)), version)
+            else:
+                stepped(copy, line_data(version), version)
+            same(snapshot, before)
+        same(other.snapshot(), one.snapshot())
+    assert not {"assign_add", "assign_sub"} & vars(other.optimizer).keys()
+
+
+def test_a_step_after_a_snapshot_changes_nothing_in_place():
+    def operations(updates):
+        graphs = [each.graph.as_graph_def() for each in (updates.apply, updates.step)]
+        nodes = [n for g in graphs for f in g.library.function for n in f.node_def]
+        return {node.op for node in [*nodes, *(n for g in graphs for n in g.node)]}
+
+    in_place = {"AssignAddVariableOp", "AssignSubVariableOp"}
+    copy = made(large_state=0)
+    assert operations(copy._in_place) & in_place
+    assert not operations(copy._in_new_memory) & in_place
+    # A small state is copied in no time.
+    small = made()
+    assert small._in_new_memory is small._in_place
