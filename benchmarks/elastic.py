@@ -196,7 +196,7 @@ class Ours(Job):
         now = time.time()
         return (
             phases.count("member") == WORKERS
-            and phases.count("warm") == len(phases) - WORKERS == 1
+            and phases.count("standby") == len(phases) - WORKERS == 1
             and now - self._generations[-1][1] > 1
             and bool(self.commits)
             and now - self.commits[-1].time < 2

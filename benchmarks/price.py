@@ -164,8 +164,6 @@ def together(pipe: Connection, model: str, rank: int, batch_size: int, steps: in
     pairs = [[seconds(ours), seconds(theirs)] for _ in range(WARM + steps)][WARM:]
     pipe.send([list(times) for times in zip(*pairs, strict=True)])
     pipe.recv()
-    torch.distributed.destroy_process_group()
-    joined.close()
 
 
 def elastic_price(model: str, batch_size: int, steps: int) -> list[list[float]]:
@@ -184,8 +182,9 @@ def elastic_price(model: str, batch_size: int, steps: int) -> list[list[float]]:
     for pipe in pipes:
         pipe.send((rendezvous, bare))
     found, _ = (pipe.recv() for pipe in pipes)
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(None)
+    for process in processes:
+        # Threads of Gloo that are still there would not let a process end in peace.
+        process.kill()
         process.join()
     return list(found)
 

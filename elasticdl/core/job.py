@@ -547,6 +547,8 @@ class Job:
 
     def _gone(self, event: WorkerGone) -> list[Effect]:
         if event.worker not in self._alive:
+            # What it said before its end may still come.
+            self._lost.add(event.worker)
             return []
         if event.worker in self._leaving or self.phase == "publishing":
             return [*self._forget(event.worker), *self._form()]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elasticdl.config import JobConfig
-from elasticdl.core import membership, progress, streams
+from elasticdl.core import member, membership, progress, streams
 from elasticdl.core.progress import Progress
 from elasticdl.data import pipeline, stream
 from elasticdl.errors import Cancelled, UserCodeError, UserError
@@ -223,7 +223,8 @@ class Training:
         due = self.progress.version % self.config.log_every_steps == 0
         if due or self.finished or self.progress.epoch > before.epoch:
             self._report(speaks)
-        return bool(tail.regroup)
+        then = member.after_step(tail, self.progress, self.config.epochs, self.config.max_steps)
+        return then is member.After.REGROUP
 
     def _measure(self, seconds: float, elements: int) -> None:
         pace = self._pace

@@ -233,9 +233,11 @@ class Replica:
         if self._reproducible:
             self._prepare_sums()
         self._in_place: _Updates = self._traced_updates(new_memory=False)
-        large = self.state_bytes >= self._large_state
+        keras_optimizer = isinstance(self.optimizer, keras.optimizers.Optimizer)
         self._in_new_memory: _Updates = (
-            self._traced_updates(new_memory=True) if large else self._in_place
+            self._traced_updates(new_memory=True)
+            if keras_optimizer and self.state_bytes >= self._large_state
+            else self._in_place
         )
         # TensorFlow makes a function ready when it is first called: not after the first snapshot.
         self._snapshot_taken: bool = True

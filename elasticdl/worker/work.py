@@ -14,7 +14,7 @@ import numpy as np
 
 from elasticdl import config as configs
 from elasticdl.config import JobConfig
-from elasticdl.core import membership
+from elasticdl.core import member, membership
 from elasticdl.core.progress import Progress
 from elasticdl.data import outputs
 from elasticdl.errors import UserError
@@ -223,7 +223,8 @@ class Trainer:
     def receive(self, generation: membership.Generation, rank: int, group: "groups.Group") -> None:
         import torch
 
-        mine, position = rank == generation.source, self._training.position
+        place = member.begin(generation, rank)
+        mine, position = place is member.Begin.SEND, self._training.position
         head = json.dumps(
             [
                 position.epoch_version,
@@ -239,7 +240,7 @@ class Trainer:
         if mine:
             self._replica.dump_into(state)
         group.broadcast_into(torch.from_numpy(state), generation.source)
-        if rank in generation.behind:
+        if place is member.Begin.RECEIVE:
             epoch_version, elements, epoch_elements, at = json.loads(head)
             progress = messages.progress_value(pb.Progress.FromString(base64.b64decode(at)))
             self._replica.restore(state)

@@ -55,6 +55,7 @@ def test_an_output_holds_the_trained_model_and_nothing_of_the_job(trained):
         "zoo",
         "logs",
         "metrics.jsonl",
+        "events.jsonl",
     }
     assert names(trained / "logs") == {"train", "eval"}
     assert names(trained / "zoo") == names(support.ZOO) - {"__pycache__"}
@@ -184,6 +185,7 @@ def endless(start, numbered):
             f"--data={numbered(64)}",
             f"--output={output}",
             "--epochs=100000000",
+            "--checkpoint_every=0",
             "--job_name=endless",
             "--json",
             *arguments,
@@ -224,12 +226,11 @@ def test_an_output_has_one_writer_and_a_dead_owners_claim_is_taken_over(
     assert master.is_running()
 
     everybody = first.processes()
-    master.kill()
-    ended = first.end()
+    for process in everybody:
+        process.kill()
+    first.end()
     _, alive = psutil.wait_procs(everybody, timeout=30)
     assert alive == []
-    assert ended.status == 1
-    assert "fault in elasticdl" in json.loads(ended.out.splitlines()[-1])["message"]
     assert not (output / "trained_model.pb").exists()
 
     train("broken.Fine", numbered(64), output)

@@ -255,6 +255,14 @@ def test_an_end_that_is_reported_twice_is_one_loss():
     assert it.step(killed("nobody")) == []
 
 
+def test_what_a_worker_said_before_its_end_may_come_after_it():
+    it = taken_over("worker-0")
+    assert it.step(killed("worker-5")) == []
+    assert it.step(at_work("worker-5", 40, 7)) == []
+    assert it.step(join("worker-5", 7, 40)) == [Dismiss("worker-5")]
+    assert "worker-5" not in it.alive
+
+
 def test_any_number_of_workers_may_be_lost():
     it = training(workers=1, max_failures=1)
     for number in range(20):

@@ -6,9 +6,9 @@ Between them stand the real `Job`, `Generation`, `Progress`, tail and `Plan`. Al
 groups are searched; larger ones are drawn at random.
 """
 
-import copy
 import dataclasses
 import functools
+import pickle
 from collections import deque
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elasticdl.core import job as jobs
-from elasticdl.core import member, membership, progress, streams
+from elasticdl.core import member, progress, streams
 from elasticdl.core.progress import Cursor, Progress, Used
 
 STREAMS = 4
@@ -169,6 +169,7 @@ class Protocol:
         self.generation_list = [None]
         self.jobs = {}
         self.job_list = []
+        self.pickles = []  # of the jobs, to make copies of
         self.events = {}
         self.reduced = {}
         self.good = set()
@@ -229,13 +230,14 @@ class Protocol:
         if found is None:
             found = self.jobs[key] = len(self.job_list)
             self.job_list.append(value)
+            self.pickles.append(pickle.dumps(value))
         return found
 
     def happens(self, number, key, event):
         """The job after an event, and the effects."""
         found = self.events.get((number, key))
         if found is None:
-            after = copy.deepcopy(self.job_list[number])
+            after = pickle.loads(self.pickles[number])
             effects = after.step(event())
             found = self.events[number, key] = self.job(after), effects
         return found
@@ -367,7 +369,13 @@ class Protocol:
         gradient, tail = self.sum_of(it.told, there)
         it = it._replace(replica=self.next_replica(it.replica, gradient, tail), ops=it.ops + 1)
         at = self.replica_list[it.replica].progress
-        match self.goes_on(tail, at):
+        goes_on = self.goes_on(tail, at)
+        flagged = any(flag for _, _, flag in there)
+        must(
+            flagged == (goes_on is member.After.REGROUP),
+            "some have asked to regroup, and others step on",
+        )
+        match goes_on:
             case member.After.REGROUP:
                 return [self.tidy(_with(world, it._replace(at="calling")))]
             case _:
@@ -476,7 +484,7 @@ class Protocol:
         version = self.replica_list[it.replica].progress.version
         number = (*self.order(it.told), version, it.replica)
         kept = self.kept(world.checkpoint, number)
-        must(kept >= world.checkpoint, f"{number} takes the place of {world.checkpoint}")
+        must(kept >= world.checkpoint, f"checkpoint {number} takes {world.checkpoint}'s place")
         return [world._replace(checkpoint=kept, saves=world.saves - 1)]
 
     def takeover(self, world, observed):
@@ -502,7 +510,7 @@ class Protocol:
         )
 
     def tidy(self, world):
-        """Forgets what can make no difference any more, such as collectives that nobody waits for."""
+        """Forgets what makes no difference any more, as collectives that nobody waits for."""
         least = {}
         for p in world.processes:
             if p.at in ("meeting", "stepping"):
@@ -617,7 +625,10 @@ class Protocol:
         )
 
     def search(self, world, limit=10**9):
-        """Goes through all worlds that can follow; returns how many there are, and how far apart.
+        """Goes through all worlds that can follow, the nearest first, up to so many.
+
+        Returns:
+            How many worlds and how many transitions there are.
 
         Raises:
             Violation: with the schedule that leads to it.
@@ -625,7 +636,7 @@ class Protocol:
         came_from = {world: None}
         waiting = deque([world])
         transitions = 0
-        while waiting:
+        while waiting and len(came_from) < limit:
             world = waiting.popleft()
             try:
                 self.comes_to_its_end(world)
@@ -639,8 +650,6 @@ class Protocol:
                             waiting.append(after)
             except Violation as violation:
                 raise Violation(f"{violation}\n{_schedule(came_from, world)}") from violation
-            if len(came_from) > limit:
-                break
         return len(came_from), transitions
 
 
@@ -672,3 +681,113 @@ def _frozen(value):
     if isinstance(value, set | frozenset):
         return tuple(sorted(value))
     return value if isinstance(value, int | float | str | None) else repr(value)
+
+
+# ---- all schedules of small groups --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("workers", "faults", "takeovers", "saves", "until", "worlds"),
+    [
+        (2, 1, 0, 1, 99, 10**6),
+        (3, 0, 1, 0, 99, 10**6),
+        (3, 1, 0, 0, 1, 10**6),
+        (2, 1, 1, 0, 0, 10**6),
+        (2, 2, 0, 0, 0, 10**6),
+        (2, 2, 1, 1, 1, 20_000),
+        (3, 2, 1, 1, 1, 20_000),
+    ],
+)
+def test_no_schedule_loses_or_repeats_an_element(workers, faults, takeovers, saves, until, worlds):
+    """The replicas are those that their versions name, and every job comes to its end."""
+    protocol = Protocol(workers, until=until)
+    found, _ = protocol.search(protocol.begin(faults, takeovers, saves), limit=worlds)
+    assert found >= min(worlds, 10_000)
+
+
+WALKS = Protocol(3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=40, max_size=160))
+@settings(deadline=None, derandomize=True, max_examples=150)
+def test_nor_does_a_long_one_with_many_failures(choices):
+    world = WALKS.begin(faults=6, takeovers=3, saves=3)
+    for kind, which in choices:
+        ordinary, failures = list(WALKS.ordinary(world)), list(WALKS.failures(world))
+        following = failures if failures and (kind == 0 or not ordinary) else ordinary
+        if not following or WALKS.over(world):
+            break
+        _, worlds = following[which % len(following)]
+        after = worlds()
+        world = after[which // len(following) % len(after)]
+    WALKS.comes_to_its_end(world)
+
+
+# ---- the search finds what is wrong -------------------------------------------------------------
+
+
+class KeepsItsProgress(Protocol):
+    """A member takes the source's weights, but goes on at its own place."""
+
+    def begins_with(self, generation, rank, own, source):
+        received = super().begins_with(generation, rank, own, source)
+        if own < 0:
+            return received
+        mine, theirs = self.replica_list[own], self.replica_list[received]
+        return self.replica(Replica(mine.progress, theirs.trained))
+
+
+class ReceivesNothing(Protocol):
+    """A member that is behind goes on with what it has."""
+
+    def begins_with(self, generation, rank, own, source):
+        return own if own >= 0 else source
+
+
+class WrongSource(Protocol):
+    """The last member is the source, whatever its version."""
+
+    def formed(self, world, generation, unreached):
+        last = len(generation.members) - 1
+        return super().formed(world, dataclasses.replace(generation, source=last), unreached)
+
+
+class IgnoresTheFlag(Protocol):
+    def goes_on(self, tail, at):
+        return super().goes_on(dataclasses.replace(tail, regroup=0), at)
+
+
+class AppliesTwice(Protocol):
+    """What a step did in vain is still there when it is done again."""
+
+    def next_replica(self, mine, gradient, tail):
+        after = super().next_replica(mine, gradient, tail)
+        if tail.regroup:
+            trained = tuple(sorted([*self.replica_list[after].trained, *gradient]))
+            return self.replica(self.replica_list[after]._replace(trained=trained))
+        return after
+
+
+class LastCheckpointWins(Protocol):
+    """Files are ordered by when they were written, whoever wrote them."""
+
+    def kept(self, before, new):
+        return new
+
+
+@pytest.mark.parametrize(
+    ("planted", "saves", "what"),
+    [
+        (KeepsItsProgress, 0, "version 0 holds"),
+        (ReceivesNothing, 0, "step with different replicas"),
+        (WrongSource, 0, "step with different replicas"),
+        (IgnoresTheFlag, 0, "others step on"),
+        (AppliesTwice, 0, "holds"),
+        (LastCheckpointWins, 2, "'s place"),
+    ],
+)
+def test_a_planted_mistake_is_found_with_its_schedule(planted, saves, what):
+    protocol = planted(2)
+    with pytest.raises(Violation, match=what) as found:
+        protocol.search(protocol.begin(faults=1, takeovers=0, saves=saves), limit=100_000)
+    assert "  worker-0 calls" in str(found.value)

@@ -186,8 +186,8 @@ def test_another_models_state_is_refused_by_name_and_nothing_is_replaced(tmp_pat
     before = bits(other.snapshot())
     with pytest.raises(
         UserError,
-        match=r"checkpoint: expected variable model/sequential/first/kernel float32\[2, 4\]; the model has "
-        r"float32\[2, 5\]; .*--restart begins anew",
+        match=r"checkpoint: expected variable model/sequential/first/kernel float32\[2, 4\]; "
+        r"the model has float32\[2, 5\]; .*--restart begins anew",
     ):
         take(other, loaded)
     assert bits(other.snapshot()) == before
