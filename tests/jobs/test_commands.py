@@ -247,6 +247,7 @@ def test_a_job_from_python_is_cancelled(numbered, tmp_path):
         data=numbered(64),
         output=tmp_path / "model",
         epochs=100_000_000,
+        checkpoint_every=0,
     )
     while not job.poll(1.0).version:
         assert not job.status().over

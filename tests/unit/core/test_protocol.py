@@ -692,10 +692,11 @@ def _frozen(value):
         (2, 1, 0, 1, 99, 10**6),
         (3, 0, 1, 0, 99, 10**6),
         (3, 1, 0, 0, 1, 10**6),
-        (2, 1, 1, 0, 0, 10**6),
-        (2, 2, 0, 0, 0, 10**6),
-        (2, 2, 1, 1, 1, 20_000),
-        (3, 2, 1, 1, 1, 20_000),
+        # The nearest of some millions of worlds; `test_nor_does_a_long_one...` reaches further.
+        (2, 1, 1, 0, 99, 40_000),
+        (2, 2, 0, 0, 99, 40_000),
+        (2, 3, 1, 1, 99, 15_000),
+        (3, 2, 1, 1, 99, 15_000),
     ],
 )
 def test_no_schedule_loses_or_repeats_an_element(workers, faults, takeovers, saves, until, worlds):

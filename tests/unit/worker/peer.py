@@ -22,7 +22,9 @@ def main() -> None:
                 case "join":
                     signal_on_the_way = order["signal_on_the_way"]
                     if signal_on_the_way:
-                        group._Exchange.get = lambda *_: os.kill(os.getpid(), signal_on_the_way)
+                        group._Exchange.get = lambda *_, number=signal_on_the_way: os.kill(
+                            os.getpid(), number
+                        )
                     joined = group.Group(
                         membership.Generation(
                             order["number"], tuple(order["members"]), rendezvous=order["rendezvous"]
