@@ -276,11 +276,14 @@ class Protocol:
         In the first one all answers arrive; in others, for which there must be a fault left, one
         of them is lost on its way.
         """
+        before = self.job_list[world.job].generation
         after, effects = self.happens(world.job, key, event)
         world = world._replace(job=after)
         told = ()
         for effect in effects:
             if isinstance(effect, jobs.Form):
+                if effect.generation != before:
+                    self.must_restore(world, effect.generation)
                 there = {p.name for p in world.processes if p.at == "waiting"}
                 told = tuple(name for name in effect.generation.members if name in there)
         worlds = [self.effects(world, effects, "")]
@@ -305,18 +308,21 @@ class Protocol:
                     world = world._replace(published=True)
         return self.tidy(world)
 
+    def must_restore(self, world, generation):
+        """A generation begins with a checkpoint only if no worker has a replica."""
+        counted = self.job_list[world.job].alive
+        must(
+            not generation.restore
+            or all(
+                p.replica < 0 or p.leaving or not p.heard
+                for p in world.processes
+                if p.name in counted
+            ),
+            f"{generation} begins with a checkpoint although there is a replica",
+        )
+
     def formed(self, world, generation, unreached):
         number = self.generation(generation)
-        if generation.restore and not any(p.told == number for p in world.processes):
-            counted = self.job_list[world.job].alive
-            must(
-                all(
-                    p.replica < 0 or p.leaving or not p.heard
-                    for p in world.processes
-                    if p.name in counted
-                ),
-                f"{generation} begins with a checkpoint although there is a replica",
-            )
         for name in generation.members:
             it = _find(world, name)
             if it is None or it.at != "waiting":
