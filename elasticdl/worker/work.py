@@ -223,8 +223,7 @@ class Trainer:
     def receive(self, generation: membership.Generation, rank: int, group: "groups.Group") -> None:
         import torch
 
-        place = member.begin(generation, rank)
-        mine, position = place is member.Begin.SEND, self._training.position
+        mine, position = rank == generation.source, self._training.position
         head = json.dumps(
             [
                 position.epoch_version,
@@ -240,7 +239,7 @@ class Trainer:
         if mine:
             self._replica.dump_into(state)
         group.broadcast_into(torch.from_numpy(state), generation.source)
-        if place is member.Begin.RECEIVE:
+        if member.begin(generation, rank) is member.Begin.RECEIVE:
             epoch_version, elements, epoch_elements, at = json.loads(head)
             progress = messages.progress_value(pb.Progress.FromString(base64.b64decode(at)))
             self._replica.restore(state)

@@ -325,12 +325,3 @@ def test_nobody_where_the_meeting_should_be_is_noticed_at_once():
     generation = membership.Generation(next(_numbers), ("a", "b"), rendezvous=address)
     with pytest.raises(group.Broken, match="refused"):
         group.Group(generation, 1, "127.0.0.1", lambda: False)
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_member_that_is_lost_after_the_meeting_holds_nobody_up(meeting, start, peers, how):
-    (lost,) = start(1)
-    generation, _ = invited(meeting, [lost], signal_on_the_way=how)
-    with pytest.raises(group.Broken):
-        group.Group(generation, 0, "127.0.0.1", patient(3 if how == signal.SIGSTOP else 1_000))
-    adds_up(meeting, peers)
