@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
