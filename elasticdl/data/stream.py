@@ -252,14 +252,16 @@ class Streams:
             stream.filling = False
             stream.failure = failure
             stream.end = piece is None
-            if stream.closed:
+            closed = stream.closed
+            if closed:
                 self._held -= 1
             elif piece is not None:
                 stream.ready.append(piece)
                 stream.elements += len(piece.elements)
             self._offer()
             self._condition.notify_all()
-        if stream.closed:
+        # One that is closed from here on is closed by whoever finds it among the unclosed.
+        if closed:
             stream.source.close()
 
 

@@ -1,6 +1,7 @@
 """Streams give the elements of one undisturbed walk, whatever happens to those who host them."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import threading
 
@@ -236,9 +237,12 @@ def test_whatever_happens_the_elements_are_those_of_one_walk(either, at_once, da
     for stream in START:  # an epoch's end may be near
         for _ in range(draw(st.integers(0, 2))):
             advance(cursors, done, stream, draw(st.integers(18, 30)), sequence, epochs)
-    with concurrent.futures.ThreadPoolExecutor(2) as threads:
-        pool = AtOnce() if at_once else threads
-        host = Streams(PLAN, opener, pool, epochs=epochs, share=share)
+    with (
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
+        contextlib.closing(
+            Streams(PLAN, opener, AtOnce() if at_once else threads, epochs=epochs, share=share)
+        ) as host,
+    ):
         hosted: set[int] = set()
         for event in draw(st.lists(st.sampled_from(["host", "step", "fail", "lost"]), max_size=25)):
             if event == "host":
@@ -275,7 +279,6 @@ def test_whatever_happens_the_elements_are_those_of_one_walk(either, at_once, da
                 cursors, done = before
             hosted = draw(st.one_of(st.just(hosted), st.sets(st.sampled_from(sorted(START)))))
             host.host({stream: cursors[stream] for stream in hosted})
-        host.close()
 
 
 def advance(cursors, done, stream, share, sequence, epochs, epoch=None):
