@@ -24,14 +24,14 @@ _SLICE = datetime.timedelta(seconds=_SLICE_S)
 _CONNECT = datetime.timedelta(seconds=10)
 # Members wait for each other as long as the master counts on them all: one may have more to do.
 _PATIENCE = datetime.timedelta(days=30)
+# For what follows at once when all have come.
+_TRANSFER = datetime.timedelta(minutes=10)
 _PIECE = 64 << 20  # bytes
 
 # An operation that has this number is waited for by nobody.
 _NOBODYS_TAG = 0x7FFF0001
+_ENDING = "end of a group"
 _MOMENT = datetime.timedelta(milliseconds=1)
-_CLOSING = datetime.timedelta(seconds=1)
-# Groups with an operation that will not even fail: to destroy one would wait for it.
-_abandoned: list[Any] = []
 
 SUM = torch.distributed.ReduceOp.SUM
 MAX = torch.distributed.ReduceOp.MAX
@@ -120,7 +120,7 @@ class Group:
     def _broadcast(self, buffer: torch.Tensor, source: int) -> None:
         options = torch.distributed.BroadcastOptions()
         options.rootRank = source
-        options.timeout = _PATIENCE
+        options.timeout = _TRANSFER
         self._finish(lambda gloo: gloo.broadcast([buffer], options))
 
     def _connected(self, connecting: "_Connecting") -> tuple[Any, meeting.Visit]:
@@ -176,7 +176,7 @@ class Group:
 
 def _in_background(end: Callable[[], None]) -> None:
     # Gloo takes 10 ms for each connection that it closes.
-    threading.Thread(target=end, daemon=True).start()
+    threading.Thread(target=end, name=_ENDING, daemon=True).start()
 
 
 def _break(doomed: list[Any], others: list[int]) -> None:
@@ -193,10 +193,10 @@ def _break(doomed: list[Any], others: list[int]) -> None:
         with contextlib.suppress(RuntimeError):
             gloo.recv([torch.empty(1)], rank, _NOBODYS_TAG).wait(_MOMENT)
     if work is not None:
+        # All but a send under way: that lasts for as long as it may. To destroy the group earlier
+        # would wait for it.
         with contextlib.suppress(RuntimeError):
-            work.wait(_CLOSING)
-        if not work.is_completed():
-            _abandoned.append(gloo)
+            work.wait(_PATIENCE)
 
 
 class _Connecting:

@@ -1,12 +1,12 @@
 """Collectives among real processes, some of which come late, stop or die."""
 
-import gc
 import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -265,16 +265,18 @@ def test_a_given_up_group_is_left_behind(meeting, peers, start):
     joined = together(meeting, [peers[0], hanging])
     in_touch(joined, [peers[0], hanging])
     hanging.stop()
+    before = threading.enumerate()
     joined._given_up = patient(3)
     peers[0].told("sum ones", length=1_000_000)
     with pytest.raises(group.Broken, match="given up"):
         joined.all_reduce(torch.ones(1_000_000))
     # It waits for this member, which has given it up.
     assert "broken" in peers[0].answer()
-    del joined
-    gc.collect()
     adds_up(meeting, peers[:1])
-    assert not group._abandoned
+    for ending in threading.enumerate():
+        if ending.name == group._ENDING and ending not in before:
+            ending.join(60)
+            assert not ending.is_alive()
 
 
 def test_who_closes_a_group_breaks_it_for_the_others(meeting, peers):
