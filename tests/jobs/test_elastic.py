@@ -425,6 +425,8 @@ def test_another_command_is_told_of_the_workers_that_are_there(start, run, digit
     (line,) = ended.err.splitlines()
     assert "batch_size = 48, not 24" in line
     assert "elasticdl job stop" in line
+    for process in first.processes():
+        process.kill()
 
 
 def until_version(command, version):
