@@ -128,6 +128,10 @@ class Session:
             reproducible=config.reproducible,
             tail=tail_length(config.streams),
             parallelism=max(1, (os.cpu_count() or 1) // config.num_workers),
+            shares={
+                config.batch_size // config.streams,
+                -(-config.batch_size // config.streams),
+            },
         )
         if training:
             artifact.check_size(copy.parameter_bytes, config.params_format)
@@ -161,6 +165,9 @@ class Session:
                         part.finish(generation)
             except UserCodeError as error:
                 if not self._leaver.again(self._beat, error, self._beat.present_phase):
+                    # Whoever mends the code goes on from here.
+                    with self._leaver.working():
+                        part.save()
                     raise Cancelled("the job has failed") from error
             except loop.GivenUp:
                 # The others have seen it by themselves, or are about to.
