@@ -213,6 +213,12 @@ class JobConfig:
     grace_s: float = _setting(
         1.0, "Seconds without a sign of life after which a worker is given up.", group="Job"
     )
+    hang_s: float = _setting(
+        600.0,
+        "Seconds that a step, a batch of an evaluation or a predicted slice may take; a worker "
+        "that takes longer hangs, which is a failure of its code; 0: as long as it likes.",
+        group="Job",
+    )
     rebalance_gain: float = _setting(
         0.15,
         "Streams move to faster workers where a step becomes shorter by this share; 0: never.",
@@ -264,6 +270,8 @@ class JobConfig:
                 raise UserError(
                     f"{name}: expected seconds, more than 0; got {getattr(self, name)}."
                 )
+        if not 0 <= self.hang_s < math.inf:
+            raise UserError(f"hang_s: expected seconds, 0 or more; got {self.hang_s}.")
         if not 0 <= self.rebalance_gain < 1:
             raise UserError(
                 f"rebalance_gain: expected a share, 0 or more and less than 1; got "

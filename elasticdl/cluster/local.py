@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -80,6 +81,8 @@ class Processes:
         logs: directory of the log files, NAME.log.
         on_exit: called in the event loop with a worker's name and how it ended, once each.
         stop_s: how long `stop` lets workers end by themselves.
+        settle_s: how long a start beside workers that run already is put off: they are about to
+            regroup, for which they need the processors that a process takes to start.
     """
 
     def __init__(
@@ -89,12 +92,15 @@ class Processes:
         logs: Path,
         on_exit: Callable[[str, Ending], None],
         stop_s: float = 10.0,
+        settle_s: float = 0.0,
     ) -> None:
         self._command = command
         self._environment = dict(environment)
         self._logs = logs
         self._on_exit = on_exit
         self._stop_s = stop_s
+        self._settle_s = settle_s
+        self._began = -math.inf  # to run at all
         self._delayed: dict[str, asyncio.TimerHandle] = {}
         self._running: dict[str, _Running] = {}
         self._stopped = False
@@ -105,8 +111,12 @@ class Processes:
         """Starts the worker; that it could not be started is reported like its end."""
         if self._stopped:
             return
+        loop = asyncio.get_running_loop()
+        if not self._running:
+            self._began = loop.time()
+        elif loop.time() - self._began > self._settle_s:
+            delay_s = max(delay_s, self._settle_s)
         if delay_s > 0:
-            loop = asyncio.get_running_loop()
             self._delayed[worker] = loop.call_later(delay_s, self._start, worker)
         else:
             self._start(worker)

@@ -125,7 +125,7 @@ def _passes(operation: tf.Operation) -> bool:
     """Whether elements pass through as they are."""
     if operation.type in ("CacheDataset", "CacheDatasetV2"):
         return bool(tf.get_static_value(operation.inputs[1]) == b"")  # in memory
-    return bool(operation.type == "PrefetchDataset")
+    return operation.type in ("PrefetchDataset", "OptionsDataset")
 
 
 def _before(tensors: Iterable[tf.Tensor]) -> set[tf.Operation]:

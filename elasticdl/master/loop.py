@@ -26,6 +26,7 @@ from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import messages
 
 _TICK_S = 0.05
+_SETTLE_S = 0.5
 _STANDBY_AFTER_S = 20.0
 _STANDBY_BYTES = 1 << 30  # that one worker may well need
 _END_S = 30.0  # for workers to end by themselves once the job is over
@@ -114,6 +115,7 @@ class Loop:
             _environment(str(self.places.scratch)),
             self.places.logs,
             self._gone,
+            settle_s=_SETTLE_S,
         )
 
     async def run(self) -> None:
@@ -395,6 +397,7 @@ class Loop:
                     "generation",
                     generation=generation.number,
                     members=list(generation.members),
+                    streams={name: list(hosted) for name, hosted in generation.streams.items()},
                     version=max(generation.versions.values(), default=-1),
                 )
                 for worker in generation.members:

@@ -25,7 +25,13 @@ def work(where: str, worker: str, *, in_process: bool = False) -> int:
     config = JobConfig.from_json(registered.config)
     leaver = leaving.Leaver(client, worker)
     beat = heartbeat.Heartbeat(
-        client, worker, leaver.end, grace_s=config.grace_s, orphan_s=config.orphan_s
+        client,
+        worker,
+        leaver.end,
+        grace_s=config.grace_s,
+        orphan_s=config.orphan_s,
+        hangs=leaver.hang,
+        hang_s=config.hang_s,
     )
     if not in_process:
         signal.signal(

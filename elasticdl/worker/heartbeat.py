@@ -6,6 +6,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from elasticdl.core import membership
@@ -19,6 +20,7 @@ _SLOWEST_S = 0.5
 _PAUSE_S = 0.05
 _LEAVE_S = 20.0  # for a member to come to the end of its step
 _BUSY = ("member", "evaluating", "exporting", "predicting")
+_STEPS = ("member", "evaluating", "predicting")  # phases in which `alive` is called again and again
 
 
 class Heartbeat:
@@ -31,6 +33,9 @@ class Heartbeat:
         grace_s: after which a master gives up a worker that it does not hear from.
         orphan_s: after which a worker gives up a master that it does not hear from.
         leave_s: for one that is to leave to come to the end of its step.
+        hangs: called from a thread of its own when the main thread has not called `alive` for
+            `hang_s` (0: that may take as long as it likes) in the midst of steps: with that in
+            words, and the main thread's stack.
 
     Attributes:
         regroup: a flag to be raised in the next step's tail.
@@ -48,12 +53,19 @@ class Heartbeat:
         grace_s: float = 1.0,
         orphan_s: float = 60.0,
         leave_s: float = _LEAVE_S,
+        hangs: Callable[[str, str], None] = lambda reason, trace: None,
+        hang_s: float = 0.0,
     ) -> None:
         self._client = client
         self._ends = ends
         self._every_s = min(grace_s / _BEATS_PER_GRACE, _SLOWEST_S)
         self._orphan_s = orphan_s
         self._leave_s = leave_s
+        self._hangs = hangs
+        self._hang_s = hang_s
+        self._alive = time.monotonic()
+        self._looked = self._alive
+        self._main = threading.get_ident()
         self._next = pb.HeartbeatRequest(worker=worker, phase="starting", pid=os.getpid(), rank=-1)
         self._progress: Progress | None = None
         self._steps: list[pb.StepReport] = []
@@ -78,7 +90,12 @@ class Heartbeat:
         for thread in self._threads:
             thread.start()
 
+    def alive(self) -> None:
+        """The main thread works, or waits for others."""
+        self._alive = time.monotonic()
+
     def phase(self, phase: str) -> None:
+        self.alive()
         with self._lock:
             changed = self._next.phase != phase
             self._next.phase = phase
@@ -101,6 +118,7 @@ class Heartbeat:
 
     def stands(self, progress: Progress) -> None:
         """Where the replica stands."""
+        self.alive()
         self._progress = progress
 
     def paced(self, pace: membership.Pace) -> None:
@@ -142,8 +160,14 @@ class Heartbeat:
             self._next.notices.append(text)
 
     def given_up(self, generation: int) -> bool:
-        """Whether to wait no longer for the others of this generation."""
+        """Whether to wait no longer for the others of this generation; to ask is to be alive."""
+        self.alive()
         return self.stop or generation <= self._given_up
+
+    def interrupts_evaluation(self) -> bool:
+        """Whether to give up an evaluation, which others begin again; to ask is to be alive."""
+        self.alive()
+        return bool(self.leaving) or self.orphaned or self.stop
 
     def leave(self, reason: str) -> None:
         """This worker is to leave, as soon as its work allows; to say so again changes nothing."""
@@ -198,6 +222,23 @@ class Heartbeat:
                 self._end(self.leaving or orphaned, late=False)
         elif since is not None and time.monotonic() - since > self._leave_s:
             self._end(self.leaving, late=True)
+        elif self._hang_s and self._next.phase in _STEPS:
+            self._see_whether_it_hangs()
+
+    def _see_whether_it_hangs(self) -> None:
+        now = time.monotonic()
+        usual_s = 2 * _BEATS_PER_GRACE * self._every_s
+        slept, self._looked = now - self._looked > max(self._hang_s, usual_s), now
+        if slept:
+            # All of this process stood still, and goes on now.
+            self.alive()
+        frame = sys._current_frames().get(self._main)
+        if frame is None or now - self._alive <= self._hang_s:
+            return
+        self._hang_s, limit = 0.0, self._hang_s
+        reason = f"its work has stood still for more than hang_s = {limit:g} s"
+        trace = "".join(["Where it stands:\n", *traceback.format_stack(frame)])
+        threading.Thread(target=self._hangs, args=(reason, trace), daemon=True).start()
 
     def _end(self, reason: str, *, late: bool) -> None:
         if late not in self._ended:
@@ -243,8 +284,8 @@ class Heartbeat:
                 raise
 
 
-def end_process(reason: str) -> None:
-    """Ends this process at once, in good order as far as others can tell."""
+def end_process(reason: str, status: int = 0) -> None:
+    """Ends this process at once; with status 0 in good order as far as others can tell."""
     sys.stderr.write(f"This worker ends: {reason}.\n")
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)

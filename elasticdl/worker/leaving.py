@@ -27,7 +27,7 @@ class Leaver:
         self,
         client: rpc.Client,
         worker: str,
-        end_process: Callable[[str], None] = heartbeat.end_process,
+        end_process: Callable[..., None] = heartbeat.end_process,
     ) -> None:
         self._client = client
         self._worker = worker
@@ -56,6 +56,26 @@ class Leaver:
                 self._say_good_bye(reason, saves=not late)
             finally:
                 self._end_process(reason)
+
+    def hang(self, reason: str, trace: str) -> None:
+        """Reports as a failure that the main thread stands still, and ends this process.
+
+        Args:
+            trace: where it stands.
+        """
+        self._attempts += 1
+        request = pb.FailRequest(
+            worker=self._worker,
+            kind="user_code",
+            message=f"{self._worker} hangs: {reason}",
+            trace=trace,
+            phase="member",
+            attempt=self._attempts,
+        )
+        try:
+            self._client.call("Fail", request, deadline_s=_LEAVE_S)
+        finally:
+            self._end_process(reason, 1)
 
     def _say_good_bye(self, reason: str, *, saves: bool) -> None:
         request = pb.LeaveRequest(worker=self._worker, reason=reason)

@@ -1,8 +1,9 @@
 """Step, commit, regroup: the life of a training worker; knows no Keras."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -193,6 +194,20 @@ class Training:
             if regroups:
                 raise GivenUp("the members regroup")
 
+    def rehearse(self, hosted: Sequence[int]) -> None:
+        """Makes everything ready that a first step would wait for; nothing is trained.
+
+        Args:
+            hosted: streams that are likely to be this member's; they stay open.
+        """
+        self._streams.host({number: self.progress.cursors[number] for number in hosted})
+        # What fails here fails again when it is trained on, and is told with its place.
+        with contextlib.suppress(UserError):
+            self._streams.take(0, progress.shares(self.progress, self.config.batch_size))
+        members = {max(1, self.config.num_workers - lost) for lost in (0, 1)}
+        streams = self.config.streams
+        self.replica.rehearse({-(-streams // n) for n in members} | {streams // n for n in members})
+
     def close(self) -> None:
         self._streams.close()
 
@@ -300,16 +315,13 @@ class Training:
             hosted,
             members,
             self.pool,
-            interrupted=self._interrupted,
+            interrupted=self.beat.interrupts_evaluation,
         )
         self.metrics = self.replica.evaluation_metrics(sums, elements)
         self._evaluated = self.progress.version
         if speaks:
             self.beat.evaluated(self.progress.version, elements, self.metrics)
         self.beat.phase("member")
-
-    def _interrupted(self) -> bool:
-        return bool(self.beat.leaving) or self.beat.orphaned or self.beat.stop
 
 
 def evaluation(

@@ -80,6 +80,7 @@ def run(
     done: list[pb.Done] = []
     pause = threading.Event()
     while not beat.stop:
+        beat.alive()
         if beat.orphaned:
             leaver.end("no master was heard from")
         try:
@@ -96,6 +97,7 @@ def run(
             if beat.leaving or beat.stop:
                 break
             name = outputs.part_name(number, predictor.plan.slices)
+            beat.alive()
             try:
                 done.append(
                     pb.Done(slice=number, records=predictor.write(number, directory / name))

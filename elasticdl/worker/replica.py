@@ -136,6 +136,10 @@ class Summands:
     entries: list[int]
 
 
+# Of so many streams: rows, then values, indices and entries of sparse tensors.
+_Grouped = tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]
+
+
 @dataclass(frozen=True)
 class _Updates:
     """Traced functions that change the training state; `step` not for `reproducible`."""
@@ -486,19 +490,42 @@ class Replica:
             self._group_functions[share, streams] = tf.function(
                 functools.partial(self._group, share, streams),
                 autograph=False,
-                input_signature=[[*self._specs], tf.TensorSpec([3 * streams], tf.int64)],
+                input_signature=[
+                    [*self._specs],
+                    tf.TensorSpec([3 * streams], tf.int64),
+                    tf.TensorSpec([], tf.bool),
+                ],
             ).get_concrete_function()
         return self._group_functions[share, streams]
 
     def _group(
-        self, share: int | None, streams: int, leaves: Sequence[Any], places: tf.Tensor
-    ) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
+        self,
+        share: int | None,
+        streams: int,
+        leaves: Sequence[Any],
+        places: tf.Tensor,
+        computes: tf.Tensor,
+    ) -> _Grouped:
         """What becomes `Summands`.
 
         Args:
             places: int64 [3 * streams]: of each stream, where its elements begin and end, and its
                 seed.
+            computes: bool []: False where it is only to be made ready, see `rehearse`.
         """
+        stream = self._stream_functions[share].structured_outputs
+        row, values, indices = tf.nest.map_structure(
+            lambda tensor: tf.zeros([0, *tensor.shape[1:]], tensor.dtype), stream
+        )
+        nothing = [row] * streams, values, indices, [tf.constant(0)] * len(indices)
+        found: _Grouped = tf.cond(
+            computes, lambda: self._grouped(share, streams, leaves, places), lambda: nothing
+        )
+        return found
+
+    def _grouped(
+        self, share: int | None, streams: int, leaves: Sequence[Any], places: tf.Tensor
+    ) -> _Grouped:
         trainable, steady = self._trainable_values(), self._steady_values()
         numbers = tf.unstack(places)
         found: list[Any] = []
@@ -521,12 +548,16 @@ class Replica:
     # ---- traced: apply -----------------------------------------------------------------------
 
     def _apply(self, new_memory: bool, flat: tf.Tensor, count: tf.Tensor) -> None:
-        """Applies the sums over `count` elements."""
-        layout = self.layout
-        mean = tf.cast(flat / count, tf.float32)
-        gradients = [tf.reshape(mean[f.begin : f.end], f.shape) for f in layout.gradients]
-        states = [tf.reshape(mean[f.begin : f.end], f.shape) for f in layout.states]
-        self._update(gradients, states, new_memory)
+        """Applies the sums over `count` elements; of none, nothing (see `rehearse`)."""
+
+        def apply() -> None:
+            layout = self.layout
+            mean = tf.cast(flat / count, tf.float32)
+            gradients = [tf.reshape(mean[f.begin : f.end], f.shape) for f in layout.gradients]
+            states = [tf.reshape(mean[f.begin : f.end], f.shape) for f in layout.states]
+            self._update(gradients, states, new_memory)
+
+        tf.cond(count > 0, apply, lambda: None)
 
     def _update(
         self, gradients: Sequence[tf.Tensor], states: Sequence[tf.Tensor], new_memory: bool
@@ -571,6 +602,29 @@ class Replica:
 
     # ---- steps, from outside -----------------------------------------------------------------
 
+    def rehearse(self, streams: Collection[int] = ()) -> None:
+        """Has TensorFlow make ready what it otherwise does when a function is called first, which
+        takes it longer than many steps. Computes with no elements, and changes nothing.
+
+        Args:
+            streams: how many there may be in a batch, if `reproducible`.
+        """
+        empty = [_empty(spec) for spec in self._specs]
+        kind = tf.float64 if self._reproducible else tf.float32
+        nothing = tf.zeros([self.layout.length + self._tail], kind)
+        with contextlib.suppress(tf.errors.OpError):
+            # Some operations want elements; then the first step does it.
+            if self._reproducible:
+                usual = self._shares[0] if self._shares else None
+                for size in {size for count in streams for size in _groups(count)}:
+                    function = self._group_function(usual, size)
+                    places = tf.zeros([3 * size], tf.int64)
+                    function(empty, places, _constant(False, tf.bool))
+            else:
+                self._gradient_function(empty, *(tf.zeros([1], tf.int64),) * 2)
+        for updates in {id(u): u for u in (self._in_place, self._in_new_memory)}.values():
+            updates.apply(nothing, tf.zeros([], kind))
+
     def alone(self, batch: pipeline.Batch, version: int) -> Outcome:
         """A whole step of a member without peers; not for `reproducible`.
 
@@ -609,7 +663,7 @@ class Replica:
                     given = _constant(tuple(places[done : done + 3 * streams]), tf.int64)
                     done += 3 * streams
                     rows, values, indices, entries = self._group_function(share, streams)(
-                        leaves, given
+                        leaves, given, _constant(True, tf.bool)
                     )
                     found.append(
                         Summands(
@@ -1006,13 +1060,26 @@ def named_outputs(model: keras.Model, outputs: Any) -> dict[str, NDArray[Any]]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _constant(value: int | tuple[int, ...], dtype: tf.DType) -> tf.Tensor:
+def _constant(value: bool | int | tuple[int, ...], dtype: tf.DType) -> tf.Tensor:
     """Counts and seeds as tensors; most steps have the same ones as some step before."""
     return tf.constant(value, dtype)
 
 
 def _is_seed(variable: Any) -> bool:
     return bool(variable.name == "seed_generator_state")
+
+
+def _empty(spec: Any) -> Any:
+    """No elements of this type."""
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensor.from_row_splits(
+            tf.zeros([0], spec.dtype), tf.zeros([1], spec.row_splits_dtype)
+        )
+    shape = [size or 0 for size in spec.shape[1:]]
+    if isinstance(spec, tf.SparseTensorSpec):
+        indices = tf.zeros([0, 1 + len(shape)], tf.int64)
+        return tf.SparseTensor(indices, tf.zeros([0], spec.dtype), [0, *shape])
+    return tf.zeros([0, *shape], spec.dtype)
 
 
 def _batch_size(leaf: Any) -> tf.Tensor:

@@ -148,6 +148,7 @@ class Session:
             if training
             else work.Evaluator(self._worker, copy, data)
         )
+        part.rehearse()
         self._leaver.save = part.save
         self._beat.phase("warm")
         last = 0

@@ -56,6 +56,9 @@ class Work(Protocol):
     def progress(self) -> Progress | None:
         """Where the replica stands; None: there is none yet, or none is needed."""
 
+    def rehearse(self) -> None:
+        """Makes ready what the first step would wait for, and the other members with it."""
+
     def begin(self) -> None:
         """Makes the first replica, where no worker has one."""
 
@@ -185,6 +188,12 @@ class Trainer:
     def progress(self) -> Progress | None:
         return self._training.progress if self._has_replica else None
 
+    def rehearse(self) -> None:
+        config = self._worker.config
+        first = [f"worker-{number}" for number in range(config.num_workers)]
+        placed = membership.placement(config.streams, first, {})
+        self._training.rehearse(placed.get(self._worker.name, placed[first[0]]))
+
     def begin(self) -> None:
         try:
             found = checkpoint.newest(self._worker.checkpoints)
@@ -298,6 +307,9 @@ class Evaluator:
         self._metrics: dict[str, messages.Metric] = {}
         self._elements = 0
 
+    def rehearse(self) -> None:
+        """What is slow at first is not waited for by anybody."""
+
     def begin(self) -> None:
         """The model is what it was trained to be."""
 
@@ -318,9 +330,7 @@ class Evaluator:
             hosted,
             together,
             worker.pool,
-            interrupted=lambda: (
-                bool(worker.beat.leaving) or worker.beat.orphaned or worker.beat.stop
-            ),
+            interrupted=worker.beat.interrupts_evaluation,
         )
         self._metrics = dict(self._replica.evaluation_metrics(sums, self._elements))
 

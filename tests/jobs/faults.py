@@ -3,6 +3,8 @@
 import json
 import signal
 
+ORPHANED = "orphaned"
+
 
 class Plan:
     """What is to go wrong; each entry happens once and is then among `fired`.
@@ -35,7 +37,8 @@ class Plan:
 
     def hold(self, point, until, *, worker="any", version=0):
         """The worker waits there until there is a file `until` in the plan's directory: one that
-        the test makes with `go`, or joining-NAME, of a worker that is warm and asks to join.
+        the test makes with `go`, or joining-NAME, of a worker that is warm and asks to join; or
+        until it has no master any more (`ORPHANED`).
         """
         return self._add(point, worker, version, 0, [], until=until)
 

@@ -15,6 +15,7 @@ from tests.jobs.test_elastic import (
     CONV,
     digest,
     endings,
+    events,
     notes,
     ran,
     training,
@@ -215,36 +216,36 @@ def test_at_max_failures_the_job_stops_with_the_first_traceback_and_the_culprit(
 # ---- slow workers -----------------------------------------------------------------------------
 
 
-PER_ELEMENT_S = 0.006
-
-
-def test_a_worker_at_half_speed_leaves_the_job_four_fifths_of_the_ideal_speed(
+def test_streams_move_until_a_worker_at_half_speed_costs_less_than_a_fifth_of_the_ideal_speed(
     train, digits, tmp_path
 ):
-    def trained(name, model_def, *arguments):
+    def trained(name, model_def, *arguments, per_element_s=None):
         used = tmp_path / f"{name}-used"
         used.mkdir()
+        slow = "" if per_element_s is None else f", per_element_s={per_element_s}"
         output = train(
             model_def,
             digits.train,
             tmp_path / name,
             "--batch_size=48",
             "--epochs=100",
-            "--max_steps=130",
-            "--log_every_steps=1",
+            "--max_steps=100",
             *arguments,
-            f"--params=used={str(used)!r}"
-            + (f", per_element_s={PER_ELEMENT_S}" if "Slow" in model_def else ""),
+            f"--params=used={str(used)!r}{slow}",
         )
         return output, test_training.used(used.iterdir())
 
-    output, elements = trained("slow", "faulty.Slow", "--num_workers=3", "--standby_workers=0")
+    # It sleeps for much longer than this machine takes: what is measured is what was asked for.
+    output, elements = trained(
+        "slow", "faulty.Slow", "--num_workers=3", "--standby_workers=0", per_element_s=0.01
+    )
     (text, *_) = [text for text in notes(output) if "rebalance_gain = 0.15" in text]
     assert "worker-1 (" in text
-    lines = support.history(output, "train")[-60:]
-    speed = sum(line["elements"] for line in lines[1:]) / (lines[-1]["time"] - lines[0]["time"])
-    ideal = (1 + 1 + 0.5) / PER_ELEMENT_S
-    assert speed / ideal >= 0.8
+    last = events(output, "generation")[-1]
+    times = {name: len(hosted) for name, hosted in last["streams"].items()}
+    times["worker-1"] *= 2
+    ideal = sum(map(len, last["streams"].values())) / (1 + 1 / 2 + 1)
+    assert ideal / max(times.values()) >= 0.8
     assert elements == trained("alone", "digits.Dense")[1]
 
 

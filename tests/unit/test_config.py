@@ -209,6 +209,7 @@ def test_text_and_python_values_become_the_settings_type(
         ({"grace_s": 0}, "grace_s: expected seconds, more than 0; got 0.0."),
         ({"grace_s": "nan"}, "grace_s: expected seconds, more than 0; got nan."),
         ({"orphan_s": "inf"}, "orphan_s: expected seconds, more than 0; got inf."),
+        ({"hang_s": -1}, "hang_s: expected seconds, 0 or more; got -1.0."),
         ({"orphan_s": -1.5}, "orphan_s: expected seconds, more than 0; got -1.5."),
         ({"rebalance_gain": 1}, "rebalance_gain: expected a share, 0 or more and less than 1; "),
         ({"rebalance_gain": "nan"}, "rebalance_gain: expected a share"),

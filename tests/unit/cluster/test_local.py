@@ -218,6 +218,23 @@ def test_a_process_is_started_later(tmp_path):
     asyncio.run(story())
 
 
+def test_those_that_run_settle_before_another_starts(tmp_path):
+    async def story():
+        cluster = Cluster(tmp_path, WAITS, settle_s=0.001)
+        # Those that start at the same time do not wait for each other.
+        for worker in ("worker-0", "worker-1"):
+            assert await cluster.start(worker) == "up"
+        cluster.processes._settle_s = 3600.0
+        cluster.processes._began -= 3601.0
+        cluster.processes.start("worker-2")
+        assert not cluster.processes.log("worker-2").exists()
+        cluster.processes.terminate("worker-2")
+        assert await cluster.exits.get() == ("worker-2", "not started yet")
+        await cluster.processes.stop()
+
+    asyncio.run(story())
+
+
 def test_a_process_that_is_not_needed_any_more_is_not_started(tmp_path):
     async def story():
         cluster = Cluster(tmp_path, "pass")

@@ -15,6 +15,8 @@ import tensorflow as tf
 from elasticdl.core import streams
 from elasticdl.data import pipeline
 from elasticdl.errors import CorruptData, UserCodeError, UserError
+from elasticdl.model import datasets
+from elasticdl.model.mode import Mode
 from tests.unit.data import support
 from tests.unit.data.support import (
     PLAN,
@@ -97,6 +99,8 @@ PERMUTED = {
     "sparse": support.sparse,
     "table": looked_up,
     "python": in_python,
+    "options": lambda d: numbers(d).with_options(tf.data.Options()),
+    "through the contract": lambda d: datasets.checked("it", numbers(d), Mode.PREDICTION, None)[0],
 }
 TRACED = {
     "filter": lambda d: numbers(d).filter(third),
@@ -109,7 +113,6 @@ TRACED = {
     "shuffle of as many as there are": lambda d: numbers(d).shuffle(d.cardinality()),
     "map with their number": with_the_count,
     "enumerated": lambda d: numbers(d).enumerate(),
-    "options": lambda d: numbers(d).with_options(tf.data.Options()),
 }
 
 

@@ -390,3 +390,52 @@ def test_the_heart_beats_while_a_worker_ends(serving, beats):
     for _ in range(3):
         serving.hears(lambda request: True)
     over.set()
+
+
+# ---- hanging ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["member", "evaluating", "predicting"])
+def test_a_worker_whose_work_stands_still_is_told_of_once_with_its_stack(serving, beats, phase):
+    told = queue.Queue()
+    beat = beats(hangs=lambda *about: told.put(about), hang_s=0.1)
+    beat.phase(phase)
+    reason, trace = told.get(timeout=PATIENCE_S)
+    assert reason == "its work has stood still for more than hang_s = 0.1 s"
+    assert "told.get(timeout=PATIENCE_S)" in trace
+    for _ in range(3):
+        serving.hears(lambda request: True)
+    assert told.empty()
+
+
+def test_a_worker_that_works_waits_or_is_idle_does_not_hang(serving, beats):
+    told = queue.Queue()
+    beat = beats(hangs=lambda *about: told.put(about), hang_s=60.0)
+    now = beat._alive
+    for sign in (
+        beat.alive,
+        lambda: beat.given_up(1),
+        beat.interrupts_evaluation,
+        lambda: beat.stands(Progress(1, (Cursor(),))),
+        lambda: beat.phase("member"),
+    ):
+        sign()
+        now, before = beat._alive, now
+        assert now > before
+    for phase in ("starting", "warm", "exporting"):
+        beat.phase(phase)
+        beat._alive = now - 1000
+        for _ in range(2):
+            serving.hears(lambda request, phase=phase: request.phase == phase)
+    assert told.empty()
+
+
+def test_a_process_that_stood_still_as_a_whole_does_not_hang(serving, beats):
+    told = queue.Queue()
+    beat = beats(hangs=lambda *about: told.put(about), hang_s=60.0)
+    beat._looked = beat._alive = beat._alive - 1000
+    beat.phase("member")
+    beat._alive = beat._looked
+    for _ in range(3):
+        serving.hears(lambda request: request.phase == "member")
+    assert told.empty()

@@ -1,5 +1,6 @@
 """A worker ends so that nobody waits for it, and takes nothing with it that it alone had."""
 
+import contextlib
 import threading
 
 import pytest
@@ -54,8 +55,8 @@ class Worker:
         self.leaver = leaving.Leaver(self.master, "worker-1", self.ended)
         self.leaver.save = lambda: self.happened.append("saved")
 
-    def ended(self, reason):
-        self.happened.append(f"ended: {reason}")
+    def ended(self, reason, status=0):
+        self.happened.append(f"ended: {reason}" + (f", status {status}" if status else ""))
 
     @property
     def told(self):
@@ -192,3 +193,15 @@ def test_a_failure_is_of_the_present_phase():
     assert not worker.leaver.fail(Beat(), "bug", "KeyError: 1", "trace")
     [(_, request)] = worker.master.requests
     assert (request.kind, request.phase, request.attempt) == ("bug", "member", 0)
+
+
+@pytest.mark.parametrize("reply", [pb.FailReply(again=True), GONE])
+def test_one_that_hangs_says_where_and_ends_as_a_failure(reply):
+    worker = Worker(reply)
+    with contextlib.suppress(rpc.Unreachable):
+        worker.leaver.hang("it stands still", "in line 3")
+    [(method, request)] = worker.master.requests
+    assert method == "Fail"
+    assert (request.kind, request.trace, request.attempt) == ("user_code", "in line 3", 1)
+    assert request.message == "worker-1 hangs: it stands still"
+    assert worker.happened == ["ended: it stands still, status 1"]

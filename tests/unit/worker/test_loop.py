@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import math
+import pathlib
 import re
 import types
 
@@ -68,6 +69,9 @@ class Replica:
 
     def learning_rate(self):
         return 0.5
+
+    def rehearse(self, streams):
+        self.rehearsed = streams
 
     def losses_by_stream(self, batch, version):
         losses, begin = {}, 0
@@ -151,6 +155,9 @@ class Beat:
     def phase(self, phase):
         self.phases.append(phase)
 
+    def interrupts_evaluation(self):
+        return bool(self.leaving) or self.orphaned or self.stop
+
     def stands(self, at):
         self.standing.append(at.version)
 
@@ -222,6 +229,28 @@ def test_each_epoch_has_each_element_once(opener, pool):
     assert worker.training.finished
     assert worker.beat.standing == list(range(11))
     assert worker.beat.phases[0] == "member"
+
+
+@pytest.mark.parametrize("hosted", [EVERYTHING, EVERYTHING[:1], ()])
+def test_a_rehearsal_trains_on_nothing(opener, pool, hosted):
+    undisturbed = Worker(opener, pool).run()
+    worker = Worker(opener, pool)
+    worker.training.rehearse(hosted)
+    assert worker.training.replica.rehearsed
+    assert worker.training.progress.version == 0
+    assert worker.run() == undisturbed
+
+
+def test_what_fails_in_a_rehearsal_is_told_when_it_is_trained_on(opener, pool, tmp_path):
+    lost = tmp_path / "lost.recordio"
+    lost.write_bytes(pathlib.Path(opener.files[0]).read_bytes())
+    only = pipeline.Opener([str(lost)], numbers, 0)
+    only.sample(PLAN)
+    lost.write_bytes(b"")
+    worker = Worker(only, pool)
+    worker.training.rehearse(EVERYTHING)
+    with pytest.raises(UserError):
+        worker.run()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])

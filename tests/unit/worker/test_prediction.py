@@ -91,6 +91,9 @@ class Beat:
     stop = orphaned = False
     leaving = ""
 
+    def alive(self):
+        """Not of interest here."""
+
 
 class Telling(Replica):
     """Predicts; its worker is told something meanwhile."""

@@ -284,6 +284,25 @@ def test_steps_are_those_of_keras(case):
     assert copy.dump() == alone
 
 
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_a_rehearsal_makes_ready_and_changes_nothing(case, reproducible):
+    model, optimizer, data, loss = case
+    copy = made(model, optimizer, data, loss, reproducible=reproducible, shares=(N,))
+    before = copy.dump()
+    copy.rehearse({1, 3})
+    assert copy.dump() == before
+
+
+def test_a_rehearsal_goes_on_where_the_model_wants_elements():
+    def wants(outputs, labels):
+        tf.debugging.assert_positive(tf.size(labels))
+        return squares(outputs, labels)
+
+    copy = made(line, sgd, loss=wants)
+    copy.rehearse()
+    assert stepped(copy, line_data(), 0).applied
+
+
 def test_the_learning_rate_is_the_present_one():
     copy = made(line, scheduled)
     assert copy.learning_rate() == pytest.approx(0.1)
