@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -453,30 +454,31 @@ class Listed:
 
 def jobs() -> list[Listed]:
     """The jobs of this user that run on this machine now."""
-    found = []
-    for entry in registry.entries(os.environ):
+    entries = registry.entries(os.environ)
+    # Those without a master take a while to say nothing.
+    with ThreadPoolExecutor(max(1, len(entries))) as pool:
+        found = list(pool.map(_listed, entries))
+    for entry, listed in zip(entries, found, strict=True):
+        if listed is None:
+            registry.remove(entry.job_name, entry.locator, os.environ)
+    return [listed for listed in found if listed is not None]
+
+
+def _listed(entry: registry.Entry) -> Listed | None:
+    """None: the job is no more."""
+    with contextlib.closing(rpc.Client(entry.locator)) as client:
         try:
-            message = rpc.Client(entry.locator).call(
-                "Status", pb.StatusRequest(), deadline_s=_LIST_S
-            )
-            status = _status(message)
-            if status.job_name != entry.job_name:
-                # A later job has the output of one that was killed.
-                registry.remove(entry.job_name, entry.locator, os.environ)
-                continue
-            workers = len(status.workers)
-            found.append(
-                Listed(entry.job_name, entry.kind, entry.output, status.phase, workers, status)
-            )
+            message = client.call("Status", pb.StatusRequest(), deadline_s=_LIST_S)
         except rpc.Unreachable:
-            alive = local.observed(entry.locator)
-            if alive:
-                found.append(
-                    Listed(entry.job_name, entry.kind, entry.output, "orphaned", len(alive), None)
-                )
-            else:
-                registry.remove(entry.job_name, entry.locator, os.environ)
-    return found
+            alive = len(local.observed(entry.locator))
+            orphaned = Listed(entry.job_name, entry.kind, entry.output, "orphaned", alive, None)
+            return orphaned if alive else None
+    status = _status(message)
+    if status.job_name != entry.job_name:
+        # A later job has the output of one that was killed.
+        return None
+    workers = len(status.workers)
+    return Listed(entry.job_name, entry.kind, entry.output, status.phase, workers, status)
 
 
 def attach(job_name: str) -> Job:

@@ -4,7 +4,6 @@ import os
 import threading
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from elasticdl import ElasticDLSpec
@@ -89,10 +88,3 @@ class Network(_Paced):
 
     def create_loss(self, outputs, labels):
         return self.paced(tf.square(outputs[:, 0] - labels))
-
-
-def all_counts(weights, epochs):
-    """How many records were lost (too few uses) and repeated (too many)."""
-    (counts,) = weights.values()
-    uses = np.rint(counts[:, 0]) - epochs
-    return int(np.sum(np.maximum(-uses, 0))), int(np.sum(np.maximum(uses, 0)))

@@ -359,6 +359,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.leases = leases.Leases(self.rules.slices, self.rules.done)
+        self.version = self.leases.done
         self.workers = self.rules.workers
 
     # ---- questions ---------------------------------------------------------------------------
@@ -935,8 +936,8 @@ class Job:
 
     def _take_in(self, done: Sequence[int]) -> list[Effect]:
         for number in done:
-            if self.leases.finish(number):
-                self.version += 1
+            self.leases.finish(number)
+        self.version = self.leases.done
         if self.leases.finished and self.phase != "publishing":
             self._become("publishing", "The result is being published.")
             return [Publish("")]

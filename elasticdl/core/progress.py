@@ -88,6 +88,7 @@ _NUMBERS = 4  # elements, epoch, slice, element
 _WIDTH = 1 + 2 * _NUMBERS
 _HEAD = 1  # members that ask to regroup
 _NONE: Mapping[int, "Used"] = {}
+_NOTHING = Used(0, Cursor())
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,10 @@ def decode(tail: Sequence[float], mine: Mapping[int, Used] = _NONE) -> Tail:
     if any(high):
         digits = iter(high)
         low = [[one + next(digits) * _BASE for one in each] for each in low]
-    used = {}
-    for stream in range(streams):
-        if stream in mine:
-            used[stream] = mine[stream]
-        else:
-            elements, *place = [int(each[stream]) for each in low]
-            used[stream] = Used(elements, Cursor(*place))
+    used = dict.fromkeys(range(streams), _NOTHING)
+    used.update(mine)
+    for stream, (elements, epoch, slice_, element) in enumerate(zip(*low, strict=True)):
+        if stream not in mine:
+            place = Cursor(int(epoch), int(slice_), int(element))
+            used[stream] = Used(int(elements), place)
     return Tail(used, int(tail[0]))

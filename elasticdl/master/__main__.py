@@ -41,7 +41,11 @@ async def _main() -> int:
     answers = service.Service(master)
     server, master.address = await rpc.serve(answers)
     locator = str(master.places.locator)
-    rpc.write_locator(locator, master.address, master.term)
+    try:
+        rpc.write_locator(locator, master.address, master.term)
+    except OSError as error:
+        _say(error=f"output: {locator} cannot be written: {error.strerror or error}.")
+        return 2
     name = master.config.job_name
     registry.add(name, locator, master.config, os.environ)
     events = asyncio.get_running_loop()
