@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 import safetensors.numpy
 
+from elasticdl.cluster import local
 from elasticdl.data import examples, recordio
 
 ZOO = Path(__file__).parent / "zoo"
@@ -72,14 +73,12 @@ class Training:
 
     def processes(self) -> dict[str, psutil.Process]:
         """The job's processes by name, and the command."""
-        work = str(self.output / ".elasticdl")
         found = {}
-        for process in psutil.process_iter():
+        workers = local.observed(str(self.output / ".elasticdl" / "master.json"))
+        for name, process in workers.items():
             with contextlib.suppress(psutil.Error):
-                match process.cmdline():
-                    case [*_, "elasticdl.worker", where, name] if where.startswith(work):
-                        if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED):
-                            found[name] = process
+                if process.status() != psutil.STATUS_STOPPED:
+                    found[name] = process
         with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
             claim = json.loads((self.output / ".elasticdl" / "claim").read_text())
             found["master"] = psutil.Process(claim["pid"])

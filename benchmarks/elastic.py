@@ -31,6 +31,7 @@ import psutil
 
 import elasticdl
 from benchmarks import training
+from elasticdl.cluster import local
 from elasticdl.data import examples, recordio
 
 REPOSITORY = Path(__file__).parent.parent
@@ -188,7 +189,8 @@ class Ours(Job):
     def members(self) -> dict[Name, int]:
         self.read()
         names = self._generations[-1][2]
-        return {name: pid for name, pid in self._processes("worker").items() if name in names}
+        workers = local.observed(str(self._work / "master.json"))
+        return {name: each.pid for name, each in workers.items() if name in names}
 
     def settled(self) -> bool:
         self.read()
@@ -204,21 +206,7 @@ class Ours(Job):
 
     def master(self) -> int:
         """The process id of the one that lives."""
-        return self._processes("master")[""]
-
-    def _processes(self, role: str) -> dict[Name, int]:
-        """Process ids of the job's living processes in that role, under their names."""
-        found: dict[Name, int] = {}
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                command = process.cmdline()
-                if f"elasticdl.{role}" not in command or process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                if role == "master" and process.ppid() == os.getpid():
-                    found[""] = process.pid
-                elif role == "worker" and str(self._work) in command[-2]:
-                    found[command[-1]] = process.pid
-        return found
+        return int(json.loads((self._work / "claim").read_text())["pid"])
 
     def close(self) -> None:
         self._job.cancel()

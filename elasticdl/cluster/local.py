@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -13,8 +14,19 @@ from typing import TypeAlias
 
 import psutil
 
+from elasticdl.cluster import forkserver
+
+
+@dataclass(frozen=True)
+class _Forked:
+    """A child of the fork server, which says when it has ended."""
+
+    pid: int
+
+
 # A child, or one that is adopted.
-_Process: TypeAlias = subprocess.Popen[bytes] | psutil.Process
+_Watched: TypeAlias = subprocess.Popen[bytes] | psutil.Process
+_Process: TypeAlias = _Watched | _Forked
 
 # What a program gets by its own fault; other signals come from outside.
 _FAULTS = {
@@ -62,12 +74,20 @@ def observed(locator: str) -> dict[str, psutil.Process]:
     found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            match process.cmdline():
+            match _arguments(process):
                 case [_, *_, "elasticdl.worker", where, name] if where == locator:
                     leads = os.getpgid(process.pid) == process.pid
                     if leads and process.status() != psutil.STATUS_ZOMBIE:
                         found[name] = process
     return found
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    """Its command line, behind which a forked process may have room."""
+    arguments = list(process.cmdline())
+    while arguments and not arguments[-1]:
+        arguments.pop()
+    return arguments
 
 
 class Processes:
@@ -83,6 +103,8 @@ class Processes:
         stop_s: how long `stop` lets workers end by themselves.
         settle_s: how long a start beside workers that run already is put off: they are about to
             regroup, for which they need the processors that a process takes to start.
+        preload: modules that a process of its own imports once, to be forked for each worker;
+            empty: each worker imports them itself. So it does, too, where that process is lost.
     """
 
     def __init__(
@@ -93,6 +115,7 @@ class Processes:
         on_exit: Callable[[str, Ending], None],
         stop_s: float = 10.0,
         settle_s: float = 0.0,
+        preload: Sequence[str] = (),
     ) -> None:
         self._command = command
         self._environment = dict(environment)
@@ -103,6 +126,13 @@ class Processes:
         self._began = -math.inf  # to run at all
         self._delayed: dict[str, asyncio.TimerHandle] = {}
         self._running: dict[str, _Running] = {}
+        # What is to be sent to workers that are about to be there.
+        self._forking: dict[str, list[tuple[signal.Signals, _Send]]] = {}
+        self._forks = (
+            forkserver.ForkServer(preload, environment, logs / "imports.log", self._fork_ended)
+            if preload and forkserver.SUPPORTED
+            else None
+        )
         self._stopped = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -112,7 +142,7 @@ class Processes:
         if self._stopped:
             return
         loop = asyncio.get_running_loop()
-        if not self._running:
+        if not self._running and not self._forking:
             self._began = loop.time()
         elif loop.time() - self._began > self._settle_s:
             delay_s = max(delay_s, self._settle_s)
@@ -144,9 +174,11 @@ class Processes:
         """
         self._start_no_more()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            for running in self._running.values():
-                _signal_all(running.process, number)
+            for worker in (*self._forking, *self._running):
+                self._send(worker, number, _signal_all)
             await self.exited(self._stop_s)
+        if self._forks is not None:
+            self._forks.close()
 
     def release(self) -> None:
         """Leaves the workers to a later master: they live on, and their ends are not reported.
@@ -159,6 +191,9 @@ class Processes:
             if isinstance(running.process, subprocess.Popen):
                 running.process.returncode = 0  # or Popen would complain that it still runs
         self._running.clear()
+        self._forking.clear()
+        if self._forks is not None:
+            self._forks.close()
         self._empty.set()
 
     async def exited(self, timeout_s: float) -> None:
@@ -172,6 +207,45 @@ class Processes:
 
     def _start(self, worker: str) -> None:
         self._delayed.pop(worker, None)
+        if self._forks is None:
+            self._spawn(worker)
+            return
+        self._forking[worker] = []
+        self._empty.clear()
+        started = functools.partial(self._forked, worker)
+        self._forks.fork(self._command(worker), self.log(worker), started)
+
+    def _forked(self, worker: str, pid: int | None) -> None:
+        if worker not in self._forking:
+            return  # a later master's
+        for_it = self._forking.pop(worker)
+        if pid is not None:
+            self._running[worker] = _Running(_Forked(pid), lambda: None)
+            for number, send in for_it:
+                send(_Forked(pid), number)
+            return
+        self._forks = None
+        if self._stopped or for_it:
+            self._report(worker, Ending("not started", None))
+            self._note_whether_empty()
+        else:
+            self._spawn(worker)
+
+    def _fork_ended(self, pid: int, code: int | None) -> None:
+        names = (name for name, each in self._running.items() if each.process == _Forked(pid))
+        worker = next(names, None)
+        if worker is None:
+            return
+        if code is not None:
+            self._ended(worker, code)
+            return
+        # Who would have said it is gone.
+        try:
+            self._watch(worker, psutil.Process(pid))
+        except psutil.NoSuchProcess:
+            self._ended(worker, None)
+
+    def _spawn(self, worker: str) -> None:
         try:
             with self.log(worker).open("ab") as log:
                 # Returns when the process has its session and runs the command.
@@ -194,38 +268,41 @@ class Processes:
             delayed.cancel()
         self._delayed.clear()
 
-    def _send(
-        self,
-        worker: str,
-        number: signal.Signals,
-        send: Callable[[_Process, signal.Signals], None],
-    ) -> None:
+    def _send(self, worker: str, number: signal.Signals, send: "_Send") -> None:
         if worker in self._delayed:
             self._delayed.pop(worker).cancel()
             self._report(worker, Ending("not started yet", None))
+        elif worker in self._forking:
+            self._forking[worker].append((number, send))
         elif worker in self._running:
             send(self._running[worker].process, number)
 
-    def _watch(self, worker: str, process: _Process) -> None:
-        self._running[worker] = _Running(process, _watch(process, lambda: self._ended(worker)))
+    def _watch(self, worker: str, process: subprocess.Popen[bytes] | psutil.Process) -> None:
+        def ended() -> None:
+            # As long as a child's end is not taken note of, its number is nobody else's.
+            _signal_all(process, signal.SIGKILL)
+            self._ended(worker, process.wait() if isinstance(process, subprocess.Popen) else None)
+
+        self._running[worker] = _Running(process, _watch(process, ended))
         self._empty.clear()
 
-    def _ended(self, worker: str) -> None:
-        process = self._running.pop(worker).process
-        if not self._running:
+    def _ended(self, worker: str, code: int | None) -> None:
+        """Nothing of this worker is there any more."""
+        del self._running[worker]
+        self._note_whether_empty()
+        unknown = "exit status unknown: an earlier master had started it"
+        self._on_exit(worker, Ending(unknown if code is None else ending(code), code))
+
+    def _note_whether_empty(self) -> None:
+        if not self._running and not self._forking:
             self._empty.set()
-        # As long as a child's end is not taken note of, its number is nobody else's.
-        _signal_all(process, signal.SIGKILL)
-        if isinstance(process, subprocess.Popen):
-            code = process.wait()
-            self._on_exit(worker, Ending(ending(code), code))
-        else:
-            text = "exit status unknown: an earlier master had started it"
-            self._on_exit(worker, Ending(text, None))
 
     def _report(self, worker: str, how: Ending) -> None:
         # Later: whoever starts or kills a worker is in the middle of something.
         asyncio.get_running_loop().call_soon(self._on_exit, worker, how)
+
+
+_Send: TypeAlias = Callable[[_Process, signal.Signals], None]
 
 
 @dataclass(frozen=True)
@@ -236,7 +313,7 @@ class _Running:
     unwatch: Callable[[], object]
 
 
-def _watch(process: _Process, ended: Callable[[], None]) -> Callable[[], object]:
+def _watch(process: _Watched, ended: Callable[[], None]) -> Callable[[], object]:
     """Calls `ended` in the event loop when the process has ended; returns what prevents that."""
     loop = asyncio.get_running_loop()
     try:
@@ -261,7 +338,7 @@ def _watch(process: _Process, ended: Callable[[], None]) -> Callable[[], object]
     return unwatch
 
 
-def _watch_by_asking(process: _Process, ended: Callable[[], None]) -> Callable[[], object]:
+def _watch_by_asking(process: _Watched, ended: Callable[[], None]) -> Callable[[], object]:
     """The same on systems that do not tell."""
 
     async def ask() -> None:
@@ -272,7 +349,7 @@ def _watch_by_asking(process: _Process, ended: Callable[[], None]) -> Callable[[
     return asyncio.get_running_loop().create_task(ask()).cancel
 
 
-def _lives(process: _Process) -> bool:
+def _lives(process: _Watched) -> bool:
     if isinstance(process, subprocess.Popen):
         return process.poll() is None
     try:
@@ -284,7 +361,7 @@ def _lives(process: _Process) -> bool:
 
 def _is_another(process: _Process) -> bool:
     """Whether the number of an adopted process that has ended was given to another one."""
-    if isinstance(process, subprocess.Popen):
+    if not isinstance(process, psutil.Process):
         return False
     return psutil.pid_exists(process.pid) and not process.is_running()
 

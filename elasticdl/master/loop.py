@@ -27,6 +27,8 @@ from elasticdl.wire import messages
 
 _TICK_S = 0.05
 _SETTLE_S = 0.5
+# By name: this process itself is to import neither TensorFlow nor torch.
+_PRELOAD = ("elasticdl.worker.session", "elasticdl.worker.group")
 _STANDBY_AFTER_S = 20.0
 _STANDBY_BYTES = 1 << 30  # that one worker may well need
 _END_S = 30.0  # for workers to end by themselves once the job is over
@@ -116,6 +118,7 @@ class Loop:
             self.places.logs,
             self._gone,
             settle_s=_SETTLE_S,
+            preload=_PRELOAD if self.config.num_workers + standby > 1 else (),
         )
 
     async def run(self) -> None:

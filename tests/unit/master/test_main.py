@@ -148,17 +148,6 @@ def test_what_cannot_begin_is_said_in_one_line(command, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_work_directory_that_does_not_take_the_masters_address_is_said_in_one_line(
-    command, data, work
-):
-    (work / "master.json").mkdir(parents=True)
-    started = command(data)
-    assert started.said == {
-        "error": f"output: {work / 'master.json'} cannot be written: Is a directory."
-    }
-    assert started.leave()[0] == 2
-
-
 def test_a_second_job_at_an_output_is_refused_while_the_first_lives(command, data):
     first = command(data)
     assert "is being written by job a-job" in command(data).said["error"]
