@@ -257,6 +257,9 @@ def _forked(order: Mapping[str, Any], close: Sequence[int]) -> int:
 
 
 def _exit(code: Any) -> None:
+    """Ends as Python does with this code of a SystemExit."""
+    if code is not None and not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
