@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, order=True)
-class Cursor:
+class Cursor(NamedTuple):
     """The next element of a stream: `element` elements of slice `slice` are already trained.
 
     `slice` counts the stream's slices within the epoch. A stream whose epoch is over stands at the
@@ -34,8 +34,7 @@ class Progress:
         return self.epoch >= epochs or bool(max_steps and self.version >= max_steps)
 
 
-@dataclass(frozen=True)
-class Used:
+class Used(NamedTuple):
     """What a step took from one stream, and where that left it."""
 
     elements: int
@@ -108,14 +107,15 @@ def encode(used: Mapping[int, Used], regroup: bool, streams: int) -> list[float]
     """One member's tail: what it used of the streams that it hosts, and whether to regroup."""
     tail = [0.0] * tail_length(streams)
     tail[0] = regroup
-    for stream, took in used.items():
-        at, cursor = _HEAD + stream, took.cursor
+    for stream, (elements, cursor) in used.items():
+        at = _HEAD + stream
         tail[at] = 1.0
-        for number in (took.elements, cursor.epoch, cursor.slice, cursor.element):
+        for number in (elements, *cursor):
             at += streams
-            tail[at] = number & _LOW
             if number > _LOW:
                 tail[at + _NUMBERS * streams] = number >> _DIGIT
+                number &= _LOW
+            tail[at] = number
     return tail
 
 
@@ -144,6 +144,5 @@ def decode(tail: Sequence[float], mine: Mapping[int, Used] = _NONE) -> Tail:
     used.update(mine)
     for stream, (elements, epoch, slice_, element) in enumerate(zip(*low, strict=True)):
         if stream not in mine:
-            place = Cursor(int(epoch), int(slice_), int(element))
-            used[stream] = Used(int(elements), place)
+            used[stream] = Used(int(elements), Cursor(int(epoch), int(slice_), int(element)))
     return Tail(used, int(tail[0]))
