@@ -1,16 +1,19 @@
 """What `--reproducible` and being elastic cost a step, as ratios taken in one run.
 
-A reproducible step against an ordinary one, of a worker that is alone with all streams or with half
-of them; and a step of two members against the same gradients, a bare all-reduce and the same
-update. Both sides take turns, so that what else the machine does meets both.
+A reproducible training against an ordinary one, as whole jobs; its computation alone, of a worker
+that has all streams or half of them; and a step of two members against the same gradients, a bare
+all-reduce and the same update. Where single steps are measured both sides take turns, so that what
+else the machine does meets both.
 """
 
 import argparse
 import itertools
+import json
 import multiprocessing
 import os
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -19,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+import elasticdl
 from benchmarks import training
 from elasticdl.core import membership, progress
+from elasticdl.data import examples, recordio
 
 ZOO = str(Path(__file__).parent / "zoo")
 STREAMS = 16
@@ -122,6 +127,37 @@ def reproducible_price(
     return found
 
 
+def job_price(model: str, workers: int, batch_size: int, epochs: int) -> list[float]:
+    """Microseconds an element of a reproducible and of an ordinary training, from its first third
+    on.
+    """
+    (workload,) = (each for each in training.WORKLOADS if each.model == model)
+    found = []
+    with tempfile.TemporaryDirectory() as directory:
+        with recordio.Writer(f"{directory}/data.recordio") as writer:
+            columns = workload.columns(np.random.default_rng(0), workload.records)
+            writer.extend(examples.encode(columns))
+        for reproducible in (True, False):
+            output = Path(directory) / str(reproducible)
+            elasticdl.train(
+                model_zoo=ZOO,
+                model_def=f"models.{model}",
+                data=f"{directory}/data.recordio",
+                output=str(output),
+                num_workers=workers,
+                batch_size=batch_size,
+                epochs=epochs,
+                reproducible=reproducible,
+                checkpoint_every="0",
+            ).wait()
+            lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+            steps = [line for line in lines if line["kind"] == "train"]
+            first, *rest = steps[len(steps) // 3 :]
+            elements = sum(line["elements"] for line in rest)
+            found.append((rest[-1]["time"] - first["time"]) / elements * 1e6)
+    return found
+
+
 # ---- elastic -------------------------------------------------------------------------------------
 
 
@@ -202,10 +238,15 @@ def main() -> None:
     names = [each.model for each in training.WORKLOADS]
     arguments.add_argument("--models", nargs="+", default=names)
     arguments.add_argument("--share", type=int, default=32, help="elements of a stream in a step")
-    arguments.add_argument("--batch_size", type=int, default=128, help="of two members")
+    arguments.add_argument("--batch_size", type=int, default=512, help="of two members")
     arguments.add_argument("--turns", type=int, default=10)
     arguments.add_argument("--steps", type=int, default=30, help="of a turn")
+    arguments.add_argument("--epochs", type=int, default=6, help="of a whole job")
     given = arguments.parse_args()
+    print(f"{'model':14} {'workers':>7} {'exact':>11} {'ordinary':>11} {'ratio':>6}")
+    for model, workers in itertools.product(given.models, (1, 2)):
+        us, them = job_price(model, workers, given.share * STREAMS, given.epochs)
+        print(f"{model:14} {workers:7} {us:8.1f} us {them:8.1f} us {us / them:6.3f}", flush=True)
     print(f"{'model':14} {'streams':>7} {'exact':>11} {'ordinary':>11} {'ratio':>6}")
     for model, streams in itertools.product(given.models, (STREAMS, STREAMS // 2)):
         ordinary, exact = reproducible_price(model, streams, given.share, given.turns, given.steps)
