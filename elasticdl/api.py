@@ -35,6 +35,7 @@ _END_S = 60.0
 _LIST_S = 2.0
 _MOST_DEATHS = 5  # of masters, within that time
 _DEATHS_WITHIN_S = 60.0
+_SOON_S = 1.0
 _MOST_SAID = 10_000
 
 _INSTEAD = {
@@ -333,7 +334,8 @@ class _Keeper:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the job
         self._closing = False
         self._lock = threading.Lock()
-        self._deaths: list[float] = []
+        self._deaths: list[float] = []  # by their own fault, as far as can be seen
+        self._since = time.monotonic()
         self._master, said = self._started(again="")
         if "error" in said:
             self._master.wait()
@@ -420,7 +422,10 @@ class _Keeper:
     def _again(self, code: int) -> str:
         """Starts the next master; why there is none, or nothing."""
         now = time.monotonic()
-        self._deaths = [at for at in self._deaths if now - at < _DEATHS_WITHIN_S] + [now]
+        self._deaths = [at for at in self._deaths if now - at < _DEATHS_WITHIN_S]
+        # Others may kill masters as often as they like, if each has had time to be of use.
+        if local.Ending("", code).crashed or now - self._since < _SOON_S:
+            self._deaths.append(now)
         if len(self._deaths) > _MOST_DEATHS:
             return (
                 f"the master ended {len(self._deaths)} times within {_DEATHS_WITHIN_S:.0f} s "
@@ -429,6 +434,7 @@ class _Keeper:
         if self._master.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._master.stdin.close()
+        self._since = time.monotonic()
         self._master, said = self._started(again=self.work)
         if "error" in said:
             return f"no master could take the place of the one that ended: {said['error']}"

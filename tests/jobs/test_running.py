@@ -213,6 +213,39 @@ def test_at_max_failures_the_job_stops_with_the_first_traceback_and_the_culprit(
     assert not (tmp_path / "output").exists()
 
 
+def test_a_worker_whose_code_stands_still_ends_and_says_where(
+    train, digits, plan, tmp_path, undisturbed
+):
+    plan.hold("step", "never", worker="worker-1", version=5)
+    output = train(
+        "faulty.Conv",
+        digits.train,
+        tmp_path / "output",
+        f"--params={plan.param}",
+        "--num_workers=2",
+        "--hang_s=5",
+        *CONV,
+    )
+    (text,) = [text for text in notes(output) if " failed (" in text]
+    assert text == (
+        "worker-1 failed (worker-1 hangs: its work has stood still for more than hang_s = 5 s); "
+        "that was failure 1, and max_failures = 3: the job goes on."
+    )
+    assert endings(output)["worker-1"] == "exit status 1"
+    assert digest(output) == undisturbed
+
+
+def test_at_max_failures_a_job_that_hangs_shows_where(run, digits, plan, tmp_path):
+    plan.hold("step", "never", version=5)
+    ended = run(
+        *training(tmp_path / "output", digits.train, "--hang_s=5", "--max_failures=1", plan=plan)
+    )
+    assert ended.status == 2
+    assert "zoo/faulty.py" in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: worker-0 hangs: ")
+    assert ended.running == []
+
+
 # ---- slow workers -----------------------------------------------------------------------------
 
 
