@@ -23,6 +23,11 @@ SUPPORTED = sys.platform == "linux"
 """Whether processes can be forked here that have imported much, and be told apart afterwards."""
 
 
+def runs_a_module(argv: Sequence[str]) -> bool:
+    """Whether it is a command that can be forked."""
+    return "-m" in argv[:-1]
+
+
 class ForkServer:
     """Starts workers by a process of its own, which imports `preload` first.
 

@@ -207,13 +207,14 @@ class Processes:
 
     def _start(self, worker: str) -> None:
         self._delayed.pop(worker, None)
-        if self._forks is None:
+        command = self._command(worker)
+        if self._forks is None or not forkserver.runs_a_module(command):
             self._spawn(worker)
             return
         self._forking[worker] = []
         self._empty.clear()
         started = functools.partial(self._forked, worker)
-        self._forks.fork(self._command(worker), self.log(worker), started)
+        self._forks.fork(command, self.log(worker), started)
 
     def _forked(self, worker: str, pid: int | None) -> None:
         if worker not in self._forking:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from elasticdl.cluster import forkserver, local
+from tests.unit import pipes
 
 pytestmark = pytest.mark.skipif(not forkserver.SUPPORTED, reason="nothing is forked here")
 
@@ -46,7 +47,7 @@ class Cluster:
         pipe = self.directory / f"{worker}.pipe"
         os.mkfifo(pipe)
         self.processes.start(worker)
-        return int(await asyncio.to_thread(pipe.read_text))
+        return int(await pipes.heard(pipe))
 
     @property
     def imports(self):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from elasticdl.cluster import local
+from tests.unit import pipes
 
 # Through a pipe named after the worker.
 SAY = "import sys; say = lambda what: open(sys.argv[1] + '.pipe', 'w').write(str(what)); "
@@ -45,7 +46,7 @@ class Cluster:
         pipe = self.logs / f"{worker}.pipe"
         os.mkfifo(pipe)
         self.processes.start(worker)
-        return await asyncio.to_thread(pipe.read_text)
+        return await pipes.heard(pipe)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from elasticdl.master import definition, loop, service
 from elasticdl.model import artifact
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import elasticdl_pb2_grpc, rpc
+from tests.unit import pipes
 
 RECORDS = 40
 
@@ -848,14 +849,14 @@ def test_a_worker_that_fails_by_a_fault_of_ours_leaves_the_logs_and_says_where(c
 def test_when_the_job_is_stopped_its_processes_are(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    pipes = [tmp_path / f"worker-{number}.pipe" for number in range(2)]
+    ups = [tmp_path / f"worker-{number}.pipe" for number in range(2)]
 
     async def story(serving):
-        await asyncio.gather(*(asyncio.to_thread(pipe.read_bytes) for pipe in pipes))
+        await asyncio.gather(*(pipes.heard(pipe) for pipe in ups))
         await serving.stop("Stopped by Ctrl-C.")
         assert (await serving.ended()).phase == "cancelled"
 
-    for pipe in pipes:
+    for pipe in ups:
         os.mkfifo(pipe)
     tells(story, config("train"), **program(WAITS))
     assert not (tmp_path / "out").exists()
