@@ -2,8 +2,8 @@
 
 Each of two trainings, with --reproducible, is disturbed for half of the events: one whose weights
 say how often each record was used, one whose weights' hash is compared with an undisturbed run of
-a single worker. Who is hit is drawn: a worker, a standby, the master, or the command itself, which
-is then given again.
+a single worker. Who is hit is drawn: a worker, a standby, the process that workers are forked from,
+the master, or the command itself, which is then given again.
 """
 
 import argparse
@@ -82,6 +82,9 @@ class Training:
         with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
             claim = json.loads((self.output / ".elasticdl" / "claim").read_text())
             found["master"] = psutil.Process(claim["pid"])
+            for child in found["master"].children():
+                if "elasticdl.cluster.forkserver" in child.cmdline():
+                    found["forkserver"] = child
         if self.command.poll() is None:
             found["command"] = psutil.Process(self.command.pid)
         return found
@@ -129,7 +132,7 @@ def disturb(training: Training, plan: Plan, pace: Path) -> dict[str, int]:
         # The command is hit less often: it takes the master with it.
         names = sorted(there, key=lambda name: (len(name), name))
         name = drawn.choice([n for n in names for _ in range(1 if n == "command" else 3)])
-        how = "kill" if name in ("master", "command") else drawn.choice(sorted(SIGNALS))
+        how = "kill" if "worker" not in name else drawn.choice(sorted(SIGNALS))
         with contextlib.suppress(psutil.Error):
             there[name].send_signal(SIGNALS[how])
         kind = f"{how} {name.partition('-')[0]}"

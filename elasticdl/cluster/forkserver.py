@@ -39,6 +39,7 @@ class ForkServer:
         log: where it writes what imports print.
         on_end: called with the number of each forked process that has ended, and its return code
             (negative: a signal; None: it is not known whether it has ended, the server is gone).
+        patience_s: how long an order may take, imports included, before the server is given up.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class ForkServer:
         environment: Mapping[str, str],
         log: Path,
         on_end: Callable[[int, int | None], None],
+        patience_s: float = 120.0,
     ) -> None:
         self._preload = list(preload)
         self._environment = dict(environment)
         self._log = log
         self._on_end = on_end
+        self._patience_s = patience_s
         self._process: subprocess.Popen[bytes] | None = None
         self._failed = False
         self._heard = b""
@@ -69,6 +72,7 @@ class ForkServer:
                 from now on.
         """
         self._waiting.append(started)
+        asyncio.get_running_loop().call_later(self._patience_s, self._lose_patience, started)
         if self._process is None and not self._failed:
             # What is forked has room for its command line where ours stands.
             room = len(_shown(argv)) + _DIGITS - len(_shown(_COMMAND)) - 1
@@ -130,6 +134,10 @@ class ForkServer:
             else:
                 self._forked.add(said["pid"])
                 self._waiting.popleft()(said["pid"])
+
+    def _lose_patience(self, started: Callable[[int | None], None]) -> None:
+        if started in self._waiting:
+            self._give_up()
 
     def _give_up(self) -> None:
         """The server is gone, or has never been there."""

@@ -190,6 +190,19 @@ def test_without_the_server_forked_workers_live_on_and_others_are_started(tmp_pa
     asyncio.run(story())
 
 
+def test_a_server_that_does_not_answer_is_given_up(tmp_path):
+    async def story():
+        cluster = Cluster(tmp_path, WAITS)
+        server = await cluster.start("worker-0")
+        os.kill(server, signal.SIGSTOP)
+        cluster.processes._forks._patience_s = 0.1
+        assert await cluster.start("worker-1") == os.getpid()
+        assert not psutil.pid_exists(server)
+        await cluster.processes.stop()
+
+    asyncio.run(story())
+
+
 MASTER = """
 import asyncio, os, signal, sys
 from pathlib import Path
