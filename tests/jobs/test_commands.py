@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import elasticdl
+from elasticdl.cluster import forkserver
 from tests.jobs import support
 
 # What TensorFlow, gRPC and Gloo say of themselves.
@@ -113,7 +114,8 @@ def test_a_job_ends_orphan_s_after_the_command_that_started_it(endless, tmp_path
     command = endless("--json", "--num_workers=2", "--standby_workers=0", "--orphan_s=1")
     command.until_running()
     everybody = command.processes()
-    assert len(everybody) == 4
+    # The command, the master, the workers, and what they are forked from.
+    assert len(everybody) == 4 + forkserver.SUPPORTED
     command.process.kill()
     command.process.wait()
     _, alive = psutil.wait_procs(everybody, timeout=60)

@@ -347,17 +347,16 @@ def test_storage_that_fails_delays_checkpoints_and_not_the_training(
         e["text"] for e in reading if e["event"] == "notice" and "checkpoint:" in e["text"]
     )
     assert "training goes on" in notice
-    (output / ".elasticdl" / "checkpoints").unlink()
+    checkpoints = output / ".elasticdl" / "checkpoints"
+    checkpoints.unlink()
+    # It is tried again and again; the job is over soon.
+    while not any(checkpoints.glob("[!.]*")):
+        threading.Event().wait(0.02)
     plan.go("go")
     assert [event for event in reading][-1]["event"] == "result"
     assert command.end().status == 0
     assert digest(output) == undisturbed
     assert events(output, "checkpoint")
-
-
-def wait_for(path):
-    while not path.exists():
-        threading.Event().wait(0.01)
 
 
 # ---- without a command ------------------------------------------------------------------------

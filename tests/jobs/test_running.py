@@ -223,12 +223,12 @@ def test_a_worker_whose_code_stands_still_ends_and_says_where(
         tmp_path / "output",
         f"--params={plan.param}",
         "--num_workers=2",
-        "--hang_s=5",
+        "--hang_s=20",
         *CONV,
     )
     (text,) = [text for text in notes(output) if " failed (" in text]
     assert text == (
-        "worker-1 failed (worker-1 hangs: its work has stood still for more than hang_s = 5 s); "
+        "worker-1 failed (worker-1 hangs: its work has stood still for more than hang_s = 20 s); "
         "that was failure 1, and max_failures = 3: the job goes on."
     )
     assert endings(output)["worker-1"] == "exit status 1"
@@ -238,7 +238,7 @@ def test_a_worker_whose_code_stands_still_ends_and_says_where(
 def test_at_max_failures_a_job_that_hangs_shows_where(run, digits, plan, tmp_path):
     plan.hold("step", "never", version=5)
     ended = run(
-        *training(tmp_path / "output", digits.train, "--hang_s=5", "--max_failures=1", plan=plan)
+        *training(tmp_path / "output", digits.train, "--hang_s=20", "--max_failures=1", plan=plan)
     )
     assert ended.status == 2
     assert "zoo/faulty.py" in ended.err
