@@ -114,14 +114,13 @@ class ForkServer:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(self._preload).encode() + b"\n")
-        os.set_blocking(self._process.stdout.fileno(), False)
         asyncio.get_running_loop().add_reader(self._process.stdout, self._hear)
 
     def _hear(self) -> None:
         process = self._process
         if process is None or process.stdout is None:
             return
-        some = process.stdout.read(1 << 16)
+        some = os.read(process.stdout.fileno(), 1 << 16)
         if not some:
             self._give_up()
             return
@@ -169,22 +168,23 @@ def main() -> None:
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     wakes, wake = os.pipe()
-    os.set_blocking(wake, False)
+    for each in (wakes, wake):
+        os.set_blocking(each, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     lines = _Lines(orders)
     for name in json.loads(lines.first()):
         importlib.import_module(name)
-    while not lines.closed:
-        select.select([] if lines.ready else [orders, wakes], [], [], 0 if lines.ready else None)
+    while True:
+        for line in lines.new():
+            _say(says, pid=_forked(json.loads(line), close=(orders, says, wakes, wake)))
+        if lines.closed:
+            os._exit(0)
+        select.select([orders, wakes], [], [])
         with contextlib.suppress(BlockingIOError):
-            os.set_blocking(wakes, False)
             os.read(wakes, 1 << 16)
         for pid, code in _ended():
             _say(says, ended=pid, code=code)
-        for line in lines.new():
-            _say(says, pid=_forked(json.loads(line), close=(orders, says, wakes, wake)))
-    os._exit(0)
 
 
 class _Lines:
@@ -195,12 +195,8 @@ class _Lines:
         self._rest = b""
         self.closed = False
 
-    @property
-    def ready(self) -> bool:
-        return b"\n" in self._rest
-
     def first(self) -> bytes:
-        while not self.ready and not self.closed:
+        while b"\n" not in self._rest and not self.closed:
             self._read()
         line, _, self._rest = self._rest.partition(b"\n")
         return line or b"[]"
@@ -262,7 +258,7 @@ def _forked(order: Mapping[str, Any], close: Sequence[int]) -> int:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         _exit(end.code)
-    except BaseException:
+    except BaseException:  # the process's outermost frame: as Python itself ends with it
         sys.excepthook(*sys.exc_info())
         _exit(1)
     _exit(0)

@@ -11,7 +11,7 @@ import sys
 from elasticdl.cluster import registry
 from elasticdl.config import JobConfig
 from elasticdl.errors import UserError
-from elasticdl.master import loop, service
+from elasticdl.master import loop, places, service
 from elasticdl.wire import rpc
 
 _LINGER_S = 30.0  # for the command to ask how the job ended
@@ -44,6 +44,10 @@ async def _main() -> int:
     try:
         rpc.write_locator(locator, master.address, master.term)
     except OSError as error:
+        if master.places.beginning in (places.Beginning.ANEW, places.Beginning.RESUME):
+            # Otherwise there is what another master has left, and goes on from.
+            master.places.discard()
+        await server.stop(grace=None)
         _say(error=f"output: {locator} cannot be written: {error.strerror or error}.")
         return 2
     name = master.config.job_name

@@ -284,7 +284,7 @@ class Heartbeat:
                 raise
 
 
-def end_process(reason: str, status: int = 0) -> None:
+def end_process(reason: str, status: int) -> None:
     """Ends this process at once; with status 0 in good order as far as others can tell."""
     sys.stderr.write(f"This worker ends: {reason}.\n")
     sys.stderr.flush()

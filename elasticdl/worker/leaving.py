@@ -16,7 +16,7 @@ class Leaver:
     """Says good-bye for one worker.
 
     Args:
-        end_process: does not return.
+        end_process: from the reason and an exit status; does not return.
 
     Attributes:
         save: writes a checkpoint of the replica, unless there is one as new or there is no replica;
@@ -27,7 +27,7 @@ class Leaver:
         self,
         client: rpc.Client,
         worker: str,
-        end_process: Callable[..., None] = heartbeat.end_process,
+        end_process: Callable[[str, int], None] = heartbeat.end_process,
     ) -> None:
         self._client = client
         self._worker = worker
@@ -55,7 +55,7 @@ class Leaver:
             try:
                 self._say_good_bye(reason, saves=not late)
             finally:
-                self._end_process(reason)
+                self._end_process(reason, 0)
 
     def hang(self, reason: str, trace: str) -> None:
         """Reports as a failure that the main thread stands still, and ends this process.

@@ -609,7 +609,9 @@ class Replica:
         Args:
             streams: how many there may be in a batch, if `reproducible`.
         """
-        empty = [_empty(spec) for spec in self._specs]
+        nowhere = tf.constant(0, tf.int64)
+        sample = tf.nest.flatten(self._sample.element)
+        empty = pipeline.tensors([_rows(leaf, nowhere, nowhere, None) for leaf in sample])
         kind = tf.float64 if self._reproducible else tf.float32
         nothing = tf.zeros([self.layout.length + self._tail], kind)
         with contextlib.suppress(tf.errors.OpError):
@@ -1067,19 +1069,6 @@ def _constant(value: bool | int | tuple[int, ...], dtype: tf.DType) -> tf.Tensor
 
 def _is_seed(variable: Any) -> bool:
     return bool(variable.name == "seed_generator_state")
-
-
-def _empty(spec: Any) -> Any:
-    """No elements of this type."""
-    if isinstance(spec, tf.RaggedTensorSpec):
-        return tf.RaggedTensor.from_row_splits(
-            tf.zeros([0], spec.dtype), tf.zeros([1], spec.row_splits_dtype)
-        )
-    shape = [size or 0 for size in spec.shape[1:]]
-    if isinstance(spec, tf.SparseTensorSpec):
-        indices = tf.zeros([0, 1 + len(shape)], tf.int64)
-        return tf.SparseTensor(indices, tf.zeros([0], spec.dtype), [0, *shape])
-    return tf.zeros([0, *shape], spec.dtype)
 
 
 def _batch_size(leaf: Any) -> tf.Tensor:

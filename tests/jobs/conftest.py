@@ -7,7 +7,7 @@ import pytest
 from sklearn import datasets as sklearn_datasets
 
 from elasticdl.data import recordio
-from tests.jobs import support
+from tests.jobs import faults, support
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +62,29 @@ def train(run):
         return output
 
     return train
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """What is to go wrong in this test's job."""
+    return faults.Plan(tmp_path / "plan")
+
+
+@pytest.fixture
+def disturbed(train, digits, plan, tmp_path):
+    """Trains the convolutional model under the plan's faults."""
+
+    def disturbed(*arguments):
+        return train(
+            "faulty.Conv",
+            digits.train,
+            tmp_path / "output",
+            f"--params={plan.param}",
+            *support.CONV,
+            *arguments,
+        )
+
+    return disturbed
 
 
 @pytest.fixture(scope="session")

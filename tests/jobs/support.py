@@ -18,6 +18,8 @@ from elasticdl.data import examples, recordio
 
 ELASTICDL = pathlib.Path(sys.executable).parent / "elasticdl"
 ZOO = pathlib.Path(__file__).parent / "zoo"
+EPOCHS = 4
+CONV = ("--reproducible", f"--epochs={EPOCHS}", "--batch_size=48")
 # Every process of a command inherits it, however deep: so that none can be overlooked.
 MARK = "JOBS_TEST_COMMAND"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import re
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 import elasticdl
+from elasticdl import api
 from elasticdl.cluster import forkserver
 from tests.jobs import support
 
@@ -259,6 +261,29 @@ def test_a_job_from_python_is_cancelled(numbered, tmp_path):
         job.wait()
     job.cancel()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_masters_that_others_kill_are_replaced_as_often_as_that_happens(
+    numbered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(api, "_SOON_S", 0.0)
+    job = elasticdl.train(
+        model_zoo=support.ZOO,
+        model_def="broken.Fine",
+        data=numbered(64),
+        output=tmp_path / "model",
+        epochs=100_000_000,
+        checkpoint_every=0,
+    )
+    killed = set()
+    while len(killed) < api._MOST_DEATHS + 2:
+        job.status()
+        claim = json.loads((tmp_path / "model" / ".elasticdl" / "claim").read_text() or "{}")
+        if claim and claim["pid"] not in killed:
+            killed.add(claim["pid"])
+            os.kill(claim["pid"], signal.SIGKILL)
+    assert not job.status().over
+    job.cancel()
 
 
 def test_errors_in_python_are_exceptions(numbered, tmp_path):

@@ -12,9 +12,9 @@ import pytest
 import safetensors.numpy
 
 from tests.jobs import faults, support
+from tests.jobs.support import CONV, EPOCHS
 
 RECORDS = 320
-EPOCHS = 4
 STEPS = RECORDS * EPOCHS // 16
 
 
@@ -44,11 +44,6 @@ def endings(output):
     return {line["worker"]: line["how"] for line in events(output, "ended")}
 
 
-@pytest.fixture
-def plan(tmp_path):
-    return faults.Plan(tmp_path / "plan")
-
-
 def ran(output):
     """The generations that there were, each a list of its members."""
     return [line["members"] for line in events(output, "generation")]
@@ -61,7 +56,6 @@ def undisturbed(train, digits, tmp_path_factory):
     return digest(train("digits.Conv", digits.train, output, *CONV))
 
 
-CONV = ("--reproducible", f"--epochs={EPOCHS}", "--batch_size=48")
 COUNT = (
     "--batch_size=16",
     f"--epochs={EPOCHS}",
@@ -111,19 +105,11 @@ def test_each_record_counts_once_an_epoch_wherever_workers_are_killed(count, pla
 
 @pytest.mark.parametrize("points", [("reducing", "reduced"), ("applied", "saving")])
 def test_the_weights_are_bit_for_bit_those_of_an_undisturbed_worker(
-    train, digits, plan, tmp_path, undisturbed, points
+    disturbed, plan, undisturbed, points
 ):
     first, second = points
     plan.crash(first, worker="worker-0", version=5).crash(second, version=11)
-    output = train(
-        "faulty.Conv",
-        digits.train,
-        tmp_path / "output",
-        f"--params={plan.param}",
-        "--num_workers=3",
-        "--checkpoint_every=4",
-        *CONV,
-    )
+    output = disturbed("--num_workers=3", "--checkpoint_every=4")
     assert plan.fired == [0, 1]
     assert digest(output) == undisturbed
 
@@ -147,18 +133,10 @@ def test_the_next_member_writes_the_result_when_one_dies_writing_it(count, plan)
 # ---- joining and leaving ----------------------------------------------------------------------
 
 
-def test_a_standby_takes_the_place_of_a_lost_worker(train, digits, plan, tmp_path, undisturbed):
+def test_a_standby_takes_the_place_of_a_lost_worker(disturbed, plan, undisturbed):
     plan.hold("step", "joining-worker-2", worker="worker-1", version=5)
     plan.crash("step", worker="worker-1", version=5)
-    output = train(
-        "faulty.Conv",
-        digits.train,
-        tmp_path / "output",
-        f"--params={plan.param}",
-        "--num_workers=2",
-        "--standby_workers=1",
-        *CONV,
-    )
+    output = disturbed("--num_workers=2", "--standby_workers=1")
     assert ["worker-0", "worker-1"] in ran(output)
     assert ["worker-0", "worker-2"] in ran(output)
     assert digest(output) == undisturbed

@@ -11,8 +11,8 @@ import pytest
 
 from elasticdl.data import recordio
 from tests.jobs import faults, support, test_training
+from tests.jobs.support import CONV
 from tests.jobs.test_elastic import (
-    CONV,
     digest,
     endings,
     events,
@@ -21,11 +21,6 @@ from tests.jobs.test_elastic import (
     training,
     until_version,
 )
-
-
-@pytest.fixture
-def plan(tmp_path):
-    return faults.Plan(tmp_path / "plan")
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +139,9 @@ def until_stopping(run):
         threading.Event().wait(0.02)
 
 
-def test_with_fewer_than_min_workers_the_job_waits(train, digits, plan, tmp_path, undisturbed):
+def test_with_fewer_than_min_workers_the_job_waits(disturbed, plan, undisturbed):
     plan.crash("step", worker="worker-1", version=6)
-    output = train(
-        "faulty.Conv",
-        digits.train,
-        tmp_path / "output",
-        f"--params={plan.param}",
-        "--num_workers=2",
-        "--min_workers=2",
-        "--standby_workers=0",
-        *CONV,
-    )
+    output = disturbed("--num_workers=2", "--min_workers=2", "--standby_workers=0")
     assert "1 of min_workers = 2 workers is there; the job waits for more." in notes(output)
     assert [len(members) for members in ran(output)] == [2, 2]
     assert digest(output) == undisturbed
@@ -165,17 +151,10 @@ def test_with_fewer_than_min_workers_the_job_waits(train, digits, plan, tmp_path
 
 
 def test_user_code_that_fails_less_often_than_max_failures_is_tried_again(
-    train, digits, plan, tmp_path, undisturbed
+    disturbed, plan, undisturbed
 ):
     plan.fail(worker="worker-1", version=5).fail(worker="worker-0", version=9)
-    output = train(
-        "faulty.Conv",
-        digits.train,
-        tmp_path / "output",
-        f"--params={plan.param}",
-        "--num_workers=2",
-        *CONV,
-    )
+    output = disturbed("--num_workers=2")
     assert [text for text in notes(output) if "max_failures" in text] == [
         "worker-1 failed (create_loss: scripted); that was failure 1, and max_failures = 3: the "
         "job goes on.",
@@ -213,19 +192,9 @@ def test_at_max_failures_the_job_stops_with_the_first_traceback_and_the_culprit(
     assert not (tmp_path / "output").exists()
 
 
-def test_a_worker_whose_code_stands_still_ends_and_says_where(
-    train, digits, plan, tmp_path, undisturbed
-):
+def test_a_worker_whose_code_stands_still_ends_and_says_where(disturbed, plan, undisturbed):
     plan.hold("step", "never", worker="worker-1", version=5)
-    output = train(
-        "faulty.Conv",
-        digits.train,
-        tmp_path / "output",
-        f"--params={plan.param}",
-        "--num_workers=2",
-        "--hang_s=20",
-        *CONV,
-    )
+    output = disturbed("--num_workers=2", "--hang_s=20")
     (text,) = [text for text in notes(output) if " failed (" in text]
     assert text == (
         "worker-1 failed (worker-1 hangs: its work has stood still for more than hang_s = 20 s); "

@@ -13,7 +13,10 @@ import pytest
 from elasticdl.cluster import forkserver, local
 from tests.unit import pipes
 
-pytestmark = pytest.mark.skipif(not forkserver.SUPPORTED, reason="nothing is forked here")
+pytestmark = pytest.mark.skipif(
+    not forkserver.SUPPORTED,
+    reason="workers are forked on Linux alone; elsewhere they are started, see test_local",
+)
 
 # Runs the code in its first argument; the pipe is named after the worker.
 TOLD = "import sys\nexec(sys.argv[1])\n"

@@ -1,5 +1,8 @@
 """The master's process lives as long as its command, or its job; the job outlives it."""
 
+import asyncio
+import errno
+import io
 import json
 import os
 import signal
@@ -12,6 +15,7 @@ import pytest
 from elasticdl.cluster import registry
 from elasticdl.config import JobConfig
 from elasticdl.data import recordio
+from elasticdl.master import __main__
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import elasticdl_pb2_grpc, rpc
 
@@ -145,6 +149,24 @@ def test_what_cannot_begin_is_said_in_one_line(command, tmp_path):
     assert started.said["error"].startswith("data: expected a file")
     assert "\n" not in started.said["error"]
     assert started.leave() == (2, "")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_master_that_cannot_say_where_it_is_says_that_and_leaves_nothing(
+    data, tmp_path, work, monkeypatch, capsys
+):
+    def full(path, address, term):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rpc, "write_locator", full)
+    output = tmp_path / "new" / "out"
+    config = JobConfig(kind="train", data=str(data), output=str(output), model_def="m.M")
+    order = {"config": config.to_json(), "start_workers": False}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(order) + "\n"))
+    assert asyncio.run(__main__._main()) == 2
+    assert json.loads(capsys.readouterr().out) == {
+        "error": f"output: {work / 'master.json'} cannot be written: No space left on device."
+    }
     assert not (tmp_path / "new").exists()
 
 

@@ -55,7 +55,7 @@ class Worker:
         self.leaver = leaving.Leaver(self.master, "worker-1", self.ended)
         self.leaver.save = lambda: self.happened.append("saved")
 
-    def ended(self, reason, status=0):
+    def ended(self, reason, status):
         self.happened.append(f"ended: {reason}" + (f", status {status}" if status else ""))
 
     @property
@@ -95,7 +95,7 @@ def test_a_master_that_goes_in_between_keeps_nobody():
 
 def test_a_worker_without_a_replica_has_nothing_to_save():
     ended = []
-    leaving.Leaver(Master(GONE), "worker-1", ended.append).end("x")
+    leaving.Leaver(Master(GONE), "worker-1", lambda reason, _: ended.append(reason)).end("x")
     assert ended == ["x"]
 
 

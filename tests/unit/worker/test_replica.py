@@ -293,6 +293,35 @@ def test_a_rehearsal_makes_ready_and_changes_nothing(case, reproducible):
     assert copy.dump() == before
 
 
+class Ragged(keras.Model):
+    """Takes lists of lists of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = keras.layers.Dense(1)
+
+    def call(self, lists):
+        sums = tf.reduce_sum(tf.reduce_sum(lists, 2), 1)
+        return self.last(tf.reshape(sums, [-1, 1]))
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_a_rehearsal_takes_no_elements_of_any_structure(reproducible):
+    lists = tf.ragged.constant([[[1.0, 2.0], [3.0]], [[4.0]]], dtype=tf.float32)
+    element = lists, tf.constant([[1.0], [2.0]])
+    specs = (
+        tf.RaggedTensorSpec([None, None, None], tf.float32, ragged_rank=2),
+        tf.TensorSpec([None, 1], tf.float32),
+    )
+    copy = replica.Replica(
+        definition(Ragged, sgd), replica.Sample(element, specs), reproducible=reproducible
+    )
+    copy.prepare_training()
+    before = copy.dump()
+    copy.rehearse({2})
+    assert copy.dump() == before
+
+
 def test_a_rehearsal_goes_on_where_the_model_wants_elements():
     def wants(outputs, labels):
         tf.debugging.assert_positive(tf.size(labels))
