@@ -119,7 +119,7 @@ def ours(number: int, directory: str) -> None:
 
     def begin() -> Callable[[], bool]:
         writer.begin(copy.snapshot(), meta())
-        return lambda: writer.idle(0)
+        return writer.idle
 
     report("ours", rounds(number, step, begin))
     assert not writer.problem, writer.problem

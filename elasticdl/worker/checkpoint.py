@@ -26,9 +26,13 @@ from elasticdl.model import artifact
 if TYPE_CHECKING:
     from elasticdl.worker import replica
 
-# What is copied, summed or written at once: long enough to do it without Python's lock, short
-# enough that closing need not wait.
-_PIECE = 4 << 20
+# What is summed and written at once: long enough to do it without Python's lock, short enough that
+# training, which wants the processor, hardly notices.
+_PIECE = 1 << 20
+# After so many bytes the disk is waited for: else a system that holds them back writes all at once.
+_UNSYNCED = 32 << 20
+# How much longer than it has used a processor the writer leaves it to others.
+_RESTS = 7.0
 _LOWEST_PRIORITY = 19
 _FIRST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 10.0
@@ -486,11 +490,13 @@ def write(
     arrays: Mapping[str, NDArray[Any]],
     meta: Meta,
     stopped: Callable[[], bool] = lambda: False,
+    rest: Callable[[float], object] = lambda used_s: None,
 ) -> Published:
     """Puts a checkpoint in its place; until it is whole and on the disk, nobody sees it there.
 
     Args:
         stopped: asked now and then.
+        rest: called now and then with the seconds of a processor that were used since.
 
     Raises:
         OSError: the system refuses.
@@ -503,7 +509,7 @@ def write(
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            size = _write_content(descriptor, arrays, meta, stopped)
+            size = _write_content(descriptor, arrays, meta, stopped, rest)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -521,19 +527,27 @@ def _write_content(
     arrays: Mapping[str, NDArray[Any]],
     meta: Meta,
     stopped: Callable[[], bool],
+    rest: Callable[[float], object],
 ) -> int:
     header = _Header.of(arrays, meta)
     head = header.encoded(_NO_CHECKSUM)
     _write_all(descriptor, memoryview(head))
     checksum = isal_zlib.crc32(head)
+    unsynced = 0
     for name in header.fields:
         content = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data
         for begin in range(0, len(content), _PIECE):
             if stopped():
                 raise Stopped(f"the checkpoint of version {meta.progress.version} is not written")
+            used_s = time.thread_time()
             piece = content[begin : begin + _PIECE]
             checksum = isal_zlib.crc32(piece, checksum)
             _write_all(descriptor, piece)
+            unsynced += len(piece)
+            if unsynced >= _UNSYNCED:
+                os.fsync(descriptor)
+                unsynced = 0
+            rest(time.thread_time() - used_s)
     os.pwrite(descriptor, header.encoded(f"{checksum:08x}"), 0)
     return len(head) + header.payload
 
@@ -578,7 +592,8 @@ class _Job:
 class Writer:
     """Writes checkpoints in the background, with what the training threads leave of the machine.
 
-    Where storage fails, the newest one is tried again until it succeeds.
+    It rests most of the time, so that no step takes much longer; but not while a newer one, or
+    somebody, waits. Where storage fails, the newest one is tried again until it succeeds.
 
     Args:
         directory: made where there is none.
@@ -586,6 +601,7 @@ class Writer:
         changed: called, in any thread, after `problem` or `last` changed.
         retry_s: seconds until the first new attempt; each further one takes twice as long, up to
             ten seconds.
+        rests: how many seconds it rests for each one in which it uses a processor.
     """
 
     def __init__(
@@ -595,14 +611,17 @@ class Writer:
         *,
         changed: Callable[[], None] = lambda: None,
         retry_s: float = _FIRST_RETRY_S,
+        rests: float = _RESTS,
     ) -> None:
         self._directory = Path(directory)
         self._keep = keep
         self._changed = changed
         self._retry_s = retry_s
+        self._rests = rests
         self._turn = threading.Condition()
         self._pending: _Job | None = None
         self._busy = False
+        self._awaited = 0
         self._closed = False
         self._stop = False
         self._failed_since: int | None = None
@@ -634,13 +653,28 @@ class Writer:
         with self._turn:
             if self._pending and self._pending.meta.number <= meta.number:
                 self._pending = None
-                self._turn.notify_all()
-        return self._attempt(_Job(snapshot, meta))
+            self._awaited += 1
+            self._turn.notify_all()
+        try:
+            return self._attempt(_Job(snapshot, meta))
+        finally:
+            with self._turn:
+                self._awaited -= 1
 
-    def idle(self, timeout_s: float | None = None) -> bool:
+    def idle(self) -> bool:
+        """Whether nothing is left to write."""
+        with self._turn:
+            return not self._pending and not self._busy
+
+    def wait(self, timeout_s: float | None = None) -> bool:
         """Waits until nothing is left to write; whether that is so."""
         with self._turn:
-            return self._turn.wait_for(lambda: not self._pending and not self._busy, timeout_s)
+            self._awaited += 1
+            self._turn.notify_all()
+            try:
+                return self._turn.wait_for(lambda: not self._pending and not self._busy, timeout_s)
+            finally:
+                self._awaited -= 1
 
     def close(self, wait: bool) -> None:
         """Ends the writing: once all is tried, or, without `wait`, at once."""
@@ -680,7 +714,9 @@ class Writer:
         number = job.meta.number
         with self._attempting:
             try:
-                last = write(self._directory, job.arrays, job.meta, lambda: self._stop)
+                last = write(
+                    self._directory, job.arrays, job.meta, lambda: self._stop, self._rest
+                )
             except Stopped:
                 return False
             except OSError as error:
@@ -696,6 +732,12 @@ class Writer:
                 published = True
         self._changed()
         return published
+
+    def _rest(self, used_s: float) -> None:
+        with self._turn:
+            self._turn.wait_for(
+                lambda: self._closed or self._awaited or self._pending, used_s * self._rests
+            )
 
     def _tidied(self, number: Number) -> str:
         try:

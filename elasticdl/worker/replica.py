@@ -243,8 +243,15 @@ class Replica:
             if keras_optimizer and self.state_bytes >= self._large_state
             else self._in_place
         )
+        if self._in_new_memory is not self._in_place:
+            self._reserve()
         # TensorFlow makes a function ready when it is first called: not after the first snapshot.
         self._snapshot_taken: bool = True
+
+    def _reserve(self) -> None:
+        """Has the system give what the step after a snapshot needs, for it takes its time."""
+        held = [tf.zeros(v.shape, v.dtype) for v in self.variables_by_name().values()]
+        del held
 
     def _traced_updates(self, *, new_memory: bool) -> "_Updates":
         kind = tf.float64 if self._reproducible else tf.float32

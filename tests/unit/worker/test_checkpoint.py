@@ -350,10 +350,10 @@ def test_it_is_written_in_the_background(tmp_path):
         gate = Gate(arrays())
         writer.begin(gate, meta(7))
         assert gate.reached.wait(WAIT_S)
-        assert not writer.idle(0)
+        assert not writer.idle()
         assert writer.last is None
         gate.open.set()
-        assert writer.idle(WAIT_S)
+        assert writer.wait(WAIT_S)
         path = tmp_path / meta(7).number.file
         assert writer.last == checkpoint.Published(
             path, 7, path.stat().st_size, writer.last.seconds
@@ -369,8 +369,28 @@ def test_a_newer_one_takes_the_place_of_one_that_waits(tmp_path):
         for version in (2, 3, 4):
             writer.begin(arrays(version), meta(version))
         gate.open.set()
-        assert writer.idle(WAIT_S)
+        assert writer.wait(WAIT_S)
     assert [each.number.version for each in checkpoint.listed(tmp_path)] == [4, 1]
+
+
+def test_all_the_while_it_rests(tmp_path):
+    used = []
+    large = {"model/large": np.ones(3 << 20, np.uint8), "model/small": np.ones(3)}
+    checkpoint.write(tmp_path, large, meta(), rest=used.append)
+    assert len(used) == 4
+    assert min(used) > 0
+
+
+def test_it_does_not_rest_while_a_newer_one_or_somebody_waits(tmp_path):
+    with closing(checkpoint.Writer(tmp_path, keep=9, rests=1e9)) as writer:
+        writer.begin(arrays(1), meta(1))
+        writer.begin(arrays(2), meta(2))
+        assert writer.wait(WAIT_S)
+        writer.begin(arrays(3), meta(3))
+        assert writer.save_now(arrays(4), meta(4))
+        writer.begin(arrays(5), meta(5))
+    found = [each.number.version for each in checkpoint.listed(tmp_path)]
+    assert {2, 4, 5} <= set(found)
 
 
 def test_what_is_written_is_let_go(tmp_path):
@@ -382,6 +402,7 @@ def test_what_is_written_is_let_go(tmp_path):
 
     with closing(checkpoint.Writer(tmp_path)) as writer:
         writer.begin(State(arrays()), meta())
+        assert writer.wait(WAIT_S)
         assert State.gone.wait(WAIT_S)
 
 
@@ -394,7 +415,7 @@ def test_steps_that_follow_do_not_change_what_is_written(tmp_path, parts):
         for version in range(3, 6):
             step(copy, version)
         gate.open.set()
-        assert writer.idle(WAIT_S)
+        assert writer.wait(WAIT_S)
         assert bits(checkpoint.load(writer.last.path).arrays) == before
     assert bits(copy.snapshot()) != before
 
@@ -451,7 +472,7 @@ def test_a_failure_of_storage_is_shown_and_tried_again_until_it_passes(tmp_path)
         assert "since version 7" in writer.problem
         assert writer.last is None
         directory.unlink()
-        assert writer.idle(WAIT_S)
+        assert writer.wait(WAIT_S)
         assert writer.problem == ""
         assert writer.last is not None
         assert writer.last.version == 8
@@ -460,7 +481,7 @@ def test_a_failure_of_storage_is_shown_and_tried_again_until_it_passes(tmp_path)
             left.unlink()
         directory.rmdir()
         writer.begin(arrays(), meta(9))
-        assert writer.idle(WAIT_S)
+        assert writer.wait(WAIT_S)
         assert [each.number.version for each in checkpoint.listed(directory)] == [9]
 
 
