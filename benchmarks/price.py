@@ -257,7 +257,8 @@ def main() -> None:
         # Two processes lie in memory and on the cores as they happen to: some lie better.
         steps = given.turns * given.steps
         runs = [elastic_price(model, given.batch_size, steps) for _ in range(given.runs)]
-        show(model, STREAMS, *(sum(times, []) for times in zip(*runs, strict=True)))
+        ours, bare = ([*itertools.chain(*times)] for times in zip(*runs, strict=True))
+        show(model, STREAMS, ours, bare)
 
 
 if __name__ == "__main__":
