@@ -62,16 +62,26 @@ class Ticked:
 
 
 @dataclass(frozen=True)
+class WorkerPends:
+    """A worker's process cannot start yet, for `reason`, in words; empty: nothing is in its way."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class WorkerGone:
     """A worker's process has ended; `trace` is the end of what it printed.
 
     `crashed`: by its own fault, as far as can be told; otherwise it was killed or told to end.
+    `kind` says whose fault, as in `Failed`.
     """
 
     worker: str
     reason: str
     crashed: bool = False
     trace: str = ""
+    kind: str = "bug"
 
 
 @dataclass(frozen=True)
@@ -153,6 +163,7 @@ Event = (
     | JoinCalled
     | HeartbeatCame
     | Ticked
+    | WorkerPends
     | WorkerGone
     | LeaveCalled
     | LeaseCalled
@@ -333,6 +344,7 @@ class Job:
     version: int = 0
     _now: float | None = None
     _alive: set[str] = field(default_factory=set)
+    _pending: dict[str, str] = field(default_factory=dict)  # those that cannot start, and why
     _lost: set[str] = field(default_factory=set)  # names are not used again
     _leaving: set[str] = field(default_factory=set)  # alive, but not needed any more
     _unheard: set[str] = field(default_factory=set)  # left by an earlier master
@@ -384,6 +396,8 @@ class Job:
         """What a living worker does, in one word."""
         if worker in self._leaving:
             return "leaving"
+        if worker in self._pending:
+            return "pending"
         seen = self._seen.get(worker)
         phase = seen.phase if seen is not None else "starting"
         standing_by = worker in self._waiting and worker not in self.members
@@ -462,6 +476,8 @@ class Job:
                 return self._hear(event)
             case Ticked():
                 return self._tick(event.now)
+            case WorkerPends():
+                return self._pend(event)
             case WorkerGone():
                 return self._gone(event)
             case LeaveCalled():
@@ -546,6 +562,20 @@ class Job:
         waiting = [w for w in sorted(self._waiting, key=pods.natural) if w not in self.members]
         return frozenset([*self.members, *waiting[:room], *self._unheard, *self._on_their_way()])
 
+    def _pend(self, event: WorkerPends) -> list[Effect]:
+        before = self._pending.get(event.worker, "")
+        if event.worker not in self._alive or event.reason == before:
+            return []
+        if not event.reason:
+            del self._pending[event.worker]
+            return []
+        self._pending[event.worker] = event.reason
+        # There is nothing that it could report.
+        self._unheard.discard(event.worker)
+        others = sum(reason == event.reason for reason in self._pending.values()) - 1
+        who = f"{event.worker} and {others} more are" if others else f"{event.worker} is"
+        return [*self._say(f"{who} pending: {event.reason}."), *self._form()]
+
     def _gone(self, event: WorkerGone) -> list[Effect]:
         if event.worker not in self._alive:
             # What it said before its end may still come.
@@ -555,7 +585,7 @@ class Job:
             return [*self._forget(event.worker), *self._form()]
         reported = any(failure.worker == event.worker for failure in self._failures)
         failure = Failure(
-            "bug", f"{event.worker} ended ({event.reason})", event.trace, event.worker
+            event.kind, f"{event.worker} ended ({event.reason})", event.trace, event.worker
         )
         if not self.rules.starts:
             self._forget(event.worker)
@@ -618,6 +648,7 @@ class Job:
         self._alive.discard(worker)
         self._lost.add(worker)
         self._leaving.discard(worker)
+        self._pending.pop(worker, None)
         self._unheard.discard(worker)
         self._seen.pop(worker, None)
         self._costs.pop(worker, None)
@@ -823,8 +854,8 @@ class Job:
         first = self.generation is None and not any(c.generation for c in self._waiting.values())
         if first:
             # It waits for all that were started together, but for none that takes the place of a
-            # lost one.
-            needed = max(needed, self.workers - self._lost_before)
+            # lost one, or that has no machine to start on.
+            needed = max(needed, self.workers - self._lost_before - len(self._pending))
         if len(chosen) < needed:
             return [] if first else self._say(self._too_few(len(chosen)))
         last = self.generation

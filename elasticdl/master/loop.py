@@ -254,7 +254,7 @@ class Loop:
                 ),
             )
         )
-        return pb.HeartbeatReply()
+        return pb.HeartbeatReply(term=self.term)
 
     def _saw_checkpoint(self, report: pb.CheckpointReport) -> None:
         before, self._checkpoint = self._checkpoint, report

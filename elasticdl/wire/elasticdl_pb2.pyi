@@ -317,8 +317,10 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., generation: _Optional[int] = ..., phase: _Optional[str] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[StepReport, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[EvaluationReport, _Mapping]]] = ..., learning_rate: _Optional[float] = ..., notices: _Optional[_Iterable[str]] = ..., term: _Optional[int] = ..., rank: _Optional[int] = ..., streams: _Optional[_Iterable[int]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointReport, _Mapping]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("term",)
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    def __init__(self, term: _Optional[int] = ...) -> None: ...
 
 class OrdersRequest(_message.Message):
     __slots__ = ("worker",)

@@ -1,11 +1,13 @@
 """Servers, channels, deadlines, the one retry."""
 
+import hmac
 import json
 import os
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -33,13 +35,55 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
+    # A machine that is lost breaks no connection.
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
     # Control never leaves for a proxy that the user's environment names.
     ("grpc.enable_http_proxy", 0),
 )
 
+# The name in the master's certificate, wherever it is reached.
+MASTER_NAME = "elasticdl-master"
+
 
 class Unreachable(Retryable):
     """The master did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Security:
+    """What one side shows the other, in PEM, and what both know.
+
+    Args:
+        authority: the certificate that has signed both sides' ones.
+        token: a secret of the job.
+    """
+
+    authority: bytes
+    certificate: bytes
+    key: bytes
+    token: str
+
+    @classmethod
+    def read(cls, directory: str | os.PathLike[str]) -> "Security":
+        """Raises OSError: a file of the four is not there."""
+        files = (Path(directory, name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key"))
+        return cls(*files, token=Path(directory, "token").read_text(encoding="ascii").strip())
+
+    def channel(self) -> grpc.ChannelCredentials:
+        sides = grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
+        return grpc.composite_channel_credentials(
+            sides, grpc.access_token_call_credentials(self.token)
+        )
+
+    def server(self) -> grpc.ServerCredentials:
+        return grpc.ssl_server_credentials(
+            [(self.key, self.certificate)], self.authority, require_client_auth=True
+        )
 
 
 @dataclass(frozen=True)
@@ -52,8 +96,12 @@ class _Master:
     stub: Any
 
     @classmethod
-    def at(cls, address: str, term: int) -> "_Master":
-        channel = grpc.insecure_channel(address, options=_OPTIONS)
+    def at(cls, address: str, term: int, security: Security | None) -> "_Master":
+        if security is None:
+            channel = grpc.insecure_channel(address, options=_OPTIONS)
+        else:
+            named = ("grpc.ssl_target_name_override", MASTER_NAME)
+            channel = grpc.secure_channel(address, security.channel(), options=(*_OPTIONS, named))
         return cls(address, term, channel, elasticdl_pb2_grpc.MasterStub(channel))
 
 
@@ -65,15 +113,18 @@ class Client:
     Safe for use by several threads.
 
     Args:
-        where: the master's address, host:port; or the path of a locator, a file that each new
-            master replaces (see `write_locator`).
+        where: the master's address, host:port, at which the next one will be, too; or the path of a
+            locator, a file that each new master replaces (see `write_locator`).
+        security: None: whoever is there is believed, and may listen.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, security: Security | None = None) -> None:
         self._locator = where if os.sep in where else ""
+        self._security = security
         self._lock = threading.Lock()
         self._closed = False
-        self._master = None if self._locator else _Master.at(where, 0)
+        self._told_term = 0
+        self._master = None if self._locator else _Master.at(where, 0, security)
         self._look()
 
     @property
@@ -84,7 +135,7 @@ class Client:
     @property
     def term(self) -> int:
         """The present master's number; a master of a lower one is never gone back to."""
-        return self._master.term if self._master else 0
+        return max(self._told_term, self._master.term if self._master else 0)
 
     def call(self, method: str, request: Any, *, deadline_s: float = DEADLINE_S) -> Any:
         """The reply of the master's `method`.
@@ -100,7 +151,9 @@ class Client:
             master = self._master
             if master is not None:
                 try:
-                    return self._answer(master, method, request, end)
+                    reply = self._answer(master, method, request, end)
+                    if self._is_current(reply):
+                        return reply
                 except grpc.RpcError as failed:
                     if failed.code() not in _PASSING:
                         raise
@@ -162,6 +215,13 @@ class Client:
             except grpc.FutureCancelledError as error:
                 raise _Moot from error
 
+    def _is_current(self, reply: Any) -> bool:
+        """Whether no later master has answered before; those at one address say who they are."""
+        term = getattr(reply, "term", 0)
+        if term:
+            self._told_term = max(self._told_term, term)
+        return not term or term == self._told_term
+
     def _unreachable(self, method: str) -> Unreachable:
         return Unreachable(f"{method}: no answer from {self.address or 'any master'}")
 
@@ -183,7 +243,7 @@ class Client:
             another = (address, term) != (self.address, self.term)
             if another and term >= self.term and not self._closed:
                 # The old channel is left to the calls that still run on it.
-                self._master = _Master.at(address, term)
+                self._master = _Master.at(address, term, self._security)
 
 
 class _Moot(Exception):
@@ -223,11 +283,36 @@ def write_locator(path: str, address: str, term: int) -> None:
     os.replace(aside, path)
 
 
-async def serve(servicer: Any, address: str = "127.0.0.1:0") -> tuple[grpc.aio.Server, str]:
+class _Doorkeeper(grpc.aio.ServerInterceptor):
+    """Lets in who knows the token."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}"
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        given = dict(details.invocation_metadata).get("authorization", "")
+        if hmac.compare_digest(str(given), self._expected):
+            return await continuation(details)
+
+        async def refuse(request: Any, context: Any) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "expected the job's token")
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+async def serve(
+    servicer: Any, address: str = "127.0.0.1:0", security: Security | None = None
+) -> tuple[grpc.aio.Server, str]:
     """A running server of `servicer`'s methods, and its address (host:port)."""
-    server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", 0)))
+    keepers = [_Doorkeeper(security.token)] if security is not None else []
+    options = (*_OPTIONS, ("grpc.so_reuseport", 0))
+    server = grpc.aio.server(options=options, interceptors=keepers)
     elasticdl_pb2_grpc.add_MasterServicer_to_server(servicer, server)
     host = address.rpartition(":")[0]
-    port = server.add_insecure_port(address)
+    port = (
+        server.add_insecure_port(address)
+        if security is None
+        else server.add_secure_port(address, security.server())
+    )
     await server.start()
     return server, f"{host}:{port}"

@@ -36,6 +36,7 @@ from elasticdl.core.job import (
     StopWorker,
     Ticked,
     WorkerGone,
+    WorkerPends,
 )
 from elasticdl.core.membership import Pace
 from elasticdl.core.progress import Cursor, Progress
@@ -187,6 +188,56 @@ def test_the_first_generation_does_not_wait_for_who_takes_the_place_of_a_lost_wo
     assert formed(effects).members == ("worker-0",)
     it.step(join("worker-2"))
     assert it.orders("worker-0").regroup
+
+
+def test_the_first_generation_does_not_wait_for_a_worker_that_has_no_machine():
+    it = training(workers=3)
+    it.step(join("worker-0"))
+    it.step(join("worker-1"))
+    effects = it.step(WorkerPends("worker-2", "no machine has 2 CPUs to spare"))
+    assert formed(effects).members == ("worker-0", "worker-1")
+    assert it.phase_of("worker-2") == "pending"
+    # It is the elasticity: once it has a machine, it joins.
+    assert it.step(WorkerPends("worker-2", "")) == []
+    assert it.phase_of("worker-2") == "starting"
+    it.step(join("worker-2"))
+    assert it.orders("worker-0").regroup
+
+
+def test_why_workers_are_pending_is_said_once():
+    it = training(workers=3)
+    assert told(it.step(WorkerPends("worker-1", "too large"))) == [
+        "worker-1 is pending: too large."
+    ]
+    assert it.reason == "worker-1 is pending: too large."
+    assert told(it.step(WorkerPends("worker-1", "too large"))) == []
+    assert told(it.step(WorkerPends("worker-2", "too large"))) == [
+        "worker-2 and 1 more are pending: too large."
+    ]
+    it.step(killed("worker-1"))
+    assert told(it.step(WorkerPends("worker-2", "no image"))) == ["worker-2 is pending: no image."]
+
+
+def test_min_workers_are_waited_for_even_if_they_have_no_machine():
+    it = training(workers=3, min_workers=2)
+    it.step(WorkerPends("worker-1", "too large"))
+    it.step(WorkerPends("worker-2", "too large"))
+    assert it.step(join("worker-0")) == []
+    it.step(WorkerPends("worker-1", ""))
+    assert formed(it.step(join("worker-1"))).members == ("worker-0", "worker-1")
+
+
+def test_a_new_master_does_not_wait_to_hear_of_a_worker_that_has_no_machine():
+    it = taken_over("worker-0", "worker-1")
+    it.step(at_work("worker-0", 5, 1))
+    it.step(WorkerPends("worker-1", "too large"))
+    assert it.current("worker-0", 1)
+
+
+def test_a_crash_that_the_user_can_help_is_told_as_such():
+    it = training(workers=1, max_failures=1)
+    it.step(WorkerGone("worker-0", "out of memory", crashed=True, kind="user"))
+    assert it.failure == Failure("user", "worker-0 ended (out of memory)", "", "worker-0")
 
 
 def test_a_member_that_was_not_told_of_its_generation_is_told_again():
