@@ -192,7 +192,9 @@ def where(config: JobConfig, *, in_process: bool = False) -> str:
     """The first line: the job's name and where it runs."""
     if in_process:
         return f"Job {config.job_name} runs in this process."
-    place = {"local": "locally"}[config.cluster]
+    place = "locally"
+    if config.cluster == "kubernetes":
+        place = f"on Kubernetes, context {config.kube_context}, namespace {config.namespace},"
     return f"Job {config.job_name} runs {place} with {count(config.num_workers, 'worker')}."
 
 

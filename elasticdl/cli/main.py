@@ -245,7 +245,7 @@ Examples:
   elasticdl predict --trained_model=my_trained_model --data=new --output=predicted/
 """
 
-GROUPS = ("Model", "Data", "Training", "Job")  # of settings, in the order in which help has them
+GROUPS = ("Model", "Data", "Training", "Job", "Kubernetes")  # of settings, in the order in which help has them
 
 app = typer.Typer(
     name="elasticdl",

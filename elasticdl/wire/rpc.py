@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,14 @@ class Security:
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> "Security":
         """Raises OSError: a file of the four is not there."""
-        files = (Path(directory, name).read_bytes() for name in ("ca.crt", "tls.crt", "tls.key"))
-        return cls(*files, token=Path(directory, "token").read_text(encoding="ascii").strip())
+        names = ("ca.crt", "tls.crt", "tls.key", "token")
+        return cls.of({name: Path(directory, name).read_bytes() for name in names})
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes]) -> "Security":
+        """The same from the files' contents."""
+        token = files["token"].decode("ascii").strip()
+        return cls(files["ca.crt"], files["tls.crt"], files["tls.key"], token)
 
     def channel(self) -> grpc.ChannelCredentials:
         sides = grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
@@ -283,7 +289,7 @@ def write_locator(path: str, address: str, term: int) -> None:
     os.replace(aside, path)
 
 
-class _Doorkeeper(grpc.aio.ServerInterceptor):
+class _Doorkeeper(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Lets in who knows the token."""
 
     def __init__(self, token: str) -> None:

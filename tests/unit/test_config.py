@@ -194,7 +194,7 @@ def test_text_and_python_values_become_the_settings_type(
         ({"seed": 1 << 63}, f"seed: expected at most {(1 << 63) - 1}; got {1 << 63}."),
         ({"reproducible": "perhaps"}, "--reproducible: expected true or false; got 'perhaps'."),
         ({"loss": 3}, "--loss: expected text; got 3."),
-        ({"cluster": "moon"}, "cluster: expected local; got 'moon'."),
+        ({"cluster": "moon"}, "cluster: expected local or kubernetes; got 'moon'."),
         ({"nan_loss": "cry"}, "nan_loss: expected stop or skip; got 'cry'."),
         ({"epohcs": "3"}, "--epohcs: expected the name of a setting; got 'epohcs'. Did you mean "),
         ({"trained_model": "m"}, "got one of elasticdl evaluate and predict alone."),
