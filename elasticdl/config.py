@@ -584,6 +584,34 @@ def resolve(
     return Resolved(config, origins, _near_misses(environ))
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where jobs run.
+
+    Args:
+        cluster: one of CLUSTERS.
+        kube_context, namespace: as in the settings; empty: the kubeconfig's.
+    """
+
+    cluster: str = "local"
+    kube_context: str = ""
+    namespace: str = ""
+
+
+HERE = Where()
+
+
+def where(given: Mapping[str, object], environ: Mapping[str, str]) -> Where:
+    """Where jobs are that are named without their settings, by the same precedence.
+
+    Args:
+        given: cluster, kube_context and namespace, as far as they were given.
+    """
+    everything = [setting.name for setting in SETTINGS]
+    origins = resolve("predict", given, environ, optional=everything).origins
+    return Where(*(str(origins[name].value) for name in ("cluster", "kube_context", "namespace")))
+
+
 def kubeconfig(environ: Mapping[str, str]) -> str:
     """Where a cluster is configured: what says so; empty: none is."""
     named = [path for path in environ.get("KUBECONFIG", "").split(os.pathsep) if path]

@@ -1,10 +1,12 @@
-"""argv → what becomes of a job that runs on this machine: list, status, scale, stop."""
+"""argv → what becomes of a job that runs: list, status, logs, scale, stop, delete."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import typer
 
+from elasticdl import config
 from elasticdl.cli import display
 from elasticdl.errors import UserError
 
@@ -36,8 +38,27 @@ Example:
   elasticdl job stop my-model-3f9a21
 """
 
+LOGS_EXAMPLES = """
+Examples:
+
+  elasticdl job logs my-model-3f9a21
+
+  elasticdl job logs my-model-3f9a21 --worker=worker-1 --follow
+"""
+
+DELETE_EXAMPLES = """
+What the job has written stays.
+
+Example:
+
+  elasticdl job delete my-model-3f9a21
+"""
+
 app = typer.Typer(help="List, scale and stop jobs that run.", no_args_is_help=True)
 
+_CLUSTER = typer.Option(None, "--cluster", help="Where: local or kubernetes.")
+_CONTEXT = typer.Option(None, "--kube_context", help="Context of the kubeconfig.")
+_NAMESPACE = typer.Option(None, "--namespace", help="Namespace in the cluster.")
 _NAME = typer.Argument(..., metavar="NAME", help="The job's name; `elasticdl job list` has it.")
 _JSON = typer.Option(False, "--json", help="Print one JSON document.")
 
@@ -51,11 +72,23 @@ class Session(Protocol):
     def err(self) -> Any: ...
     @property
     def api(self) -> Any: ...
+    @property
+    def environ(self) -> Mapping[str, str]: ...
 
 
-def _with_master(session: Session, name: str) -> Any:
+def where(
+    session: Session, cluster: str | None, context: str | None, namespace: str | None
+) -> config.Where:
+    """Where the job is that is meant."""
+    given = {"cluster": cluster, "kube_context": context, "namespace": namespace}
+    return config.where(given, session.environ)
+
+
+def _with_master(session: Session, name: str, there: config.Where) -> Any:
     """The job, which is not taken over: this command ends at once, and would take it along."""
     api = session.api()
+    if there.cluster != "local":
+        return api.attach(name, there)
     for each in api.jobs():
         if each.job_name == name and each.phase == "orphaned":
             workers = display.count(each.workers, "worker")
@@ -68,10 +101,17 @@ def _with_master(session: Session, name: str) -> Any:
 
 
 @app.command("list", epilog=LIST_EXAMPLES)
-def list_(ctx: typer.Context, as_json: bool = _JSON) -> None:
-    """List the jobs that run on this machine."""
+def list_(
+    ctx: typer.Context,
+    as_json: bool = _JSON,
+    cluster: str | None = _CLUSTER,
+    kube_context: str | None = _CONTEXT,
+    namespace: str | None = _NAMESPACE,
+) -> None:
+    """List the jobs that run on this machine, or those of a cluster's namespace."""
     session: Session = ctx.obj
-    found = session.api().jobs()
+    there = where(session, cluster, kube_context, namespace)
+    found = session.api().jobs(*_unless_here(there))
     out = display.Lines(session.out)
     if as_json:
         rows = [
@@ -87,7 +127,9 @@ def list_(ctx: typer.Context, as_json: bool = _JSON) -> None:
         out.write(json.dumps(rows))
         return
     if not found:
-        display.Lines(session.err).write("No jobs run on this machine.")
+        here = there.cluster == "local"
+        place = "run on this machine" if here else "are in the cluster's namespace"
+        display.Lines(session.err).write(f"No jobs {place}.")
         return
     rows_of_text = [("job", "kind", "phase", "workers", "done", "output")]
     for each in found:
@@ -100,10 +142,17 @@ def list_(ctx: typer.Context, as_json: bool = _JSON) -> None:
 
 
 @app.command(epilog=STATUS_EXAMPLES)
-def status(ctx: typer.Context, name: str = _NAME, as_json: bool = _JSON) -> None:
+def status(
+    ctx: typer.Context,
+    name: str = _NAME,
+    as_json: bool = _JSON,
+    cluster: str | None = _CLUSTER,
+    kube_context: str | None = _CONTEXT,
+    namespace: str | None = _NAMESPACE,
+) -> None:
     """Show how a job stands, its workers and what was decided."""
     session: Session = ctx.obj
-    job = _with_master(session, name)
+    job = _with_master(session, name, where(session, cluster, kube_context, namespace))
     now = job.status()
     out = display.Lines(session.out)
     if as_json:
@@ -118,22 +167,72 @@ def scale(
     ctx: typer.Context,
     name: str = _NAME,
     num_workers: int = typer.Option(..., "--num_workers", help="Workers that there should be."),
+    cluster: str | None = _CLUSTER,
+    kube_context: str | None = _CONTEXT,
+    namespace: str | None = _NAMESPACE,
 ) -> None:
     """Change the number of a job's workers while it runs."""
     session: Session = ctx.obj
-    _with_master(session, name).scale(num_workers)
+    there = where(session, cluster, kube_context, namespace)
+    _with_master(session, name, there).scale(num_workers)
     display.Lines(session.out).write(
         f"Job {name} goes on with {display.count(num_workers, 'worker')}."
     )
 
 
 @app.command(epilog=STOP_EXAMPLES)
-def stop(ctx: typer.Context, name: str = _NAME) -> None:
+def stop(
+    ctx: typer.Context,
+    name: str = _NAME,
+    cluster: str | None = _CLUSTER,
+    kube_context: str | None = _CONTEXT,
+    namespace: str | None = _NAMESPACE,
+) -> None:
     """Stop a job."""
     session: Session = ctx.obj
-    job = session.api().attach(name)
+    there = where(session, cluster, kube_context, namespace)
+    job = session.api().attach(name, *_unless_here(there))
     job.cancel()
     last = job.status()
     version = last.checkpoint_version
     saved = f" Its last checkpoint is of step {version:,}." if version else ""
     display.Lines(session.out).write(f"Job {name} is {last.phase}.{saved}")
+
+
+@app.command(epilog=LOGS_EXAMPLES)
+def logs(
+    ctx: typer.Context,
+    name: str = _NAME,
+    worker: str = typer.Option("", "--worker", help="Of this one alone, or of `master`."),
+    follow: bool = typer.Option(False, "--follow", "-f", help="Go on until the job ends."),
+    cluster: str | None = _CLUSTER,
+    kube_context: str | None = _CONTEXT,
+    namespace: str | None = _NAMESPACE,
+) -> None:
+    """Show what a job's pods print."""
+    session: Session = ctx.obj
+    there = where(session, cluster, kube_context, namespace)
+    out = display.Lines(session.out)
+
+    def say(part: str, line: str) -> None:
+        out.write(line if worker else f"{part}: {line}")
+
+    session.api().logs(name, there, worker, follow=follow, say=say)
+
+
+@app.command(epilog=DELETE_EXAMPLES)
+def delete(
+    ctx: typer.Context,
+    name: str = _NAME,
+    cluster: str | None = _CLUSTER,
+    kube_context: str | None = _CONTEXT,
+    namespace: str | None = _NAMESPACE,
+) -> None:
+    """Delete a job with all that belongs to it in the cluster."""
+    session: Session = ctx.obj
+    session.api().delete(name, where(session, cluster, kube_context, namespace))
+    display.Lines(session.out).write(f"Job {name} is deleted.")
+
+
+def _unless_here(there: config.Where) -> tuple[config.Where, ...]:
+    return () if there.cluster == "local" else (there,)

@@ -33,6 +33,8 @@ class Job(Protocol):
     def poll(self, timeout_s: float) -> display.Status: ...
     def wait(self) -> object: ...
     def cancel(self) -> None: ...
+    @property
+    def url(self) -> str: ...
 
 
 class Api(Protocol):
@@ -40,8 +42,9 @@ class Api(Protocol):
 
     def start(self, config: config.JobConfig) -> Job: ...
     def describe(self, config: config.JobConfig) -> str: ...
-    def jobs(self) -> list[Any]: ...
-    def attach(self, job_name: str) -> Any: ...
+    def manifests(self, config: config.JobConfig) -> str: ...
+    def jobs(self, where: config.Where = ...) -> list[Any]: ...
+    def attach(self, job_name: str, where: config.Where = ...) -> Any: ...
     def run_in_process(
         self, config: config.JobConfig, watch: Callable[[display.Status], None]
     ) -> Job: ...
@@ -245,7 +248,13 @@ Examples:
   elasticdl predict --trained_model=my_trained_model --data=new --output=predicted/
 """
 
-GROUPS = ("Model", "Data", "Training", "Job", "Kubernetes")  # of settings, in the order in which help has them
+GROUPS = (
+    "Model",
+    "Data",
+    "Training",
+    "Job",
+    "Kubernetes",
+)  # of settings, in the order in which help has them
 
 app = typer.Typer(
     name="elasticdl",
@@ -283,7 +292,11 @@ class _Switch:
     help: str
 
 
-DRY_RUN = _Switch("dry_run", "Build the model, take one batch, print the shapes; no job.")
+DRY_RUN = _Switch(
+    "dry_run",
+    "No job: build the model, take one batch, print the shapes; for Kubernetes, print the objects.",
+)
+DETACH = _Switch("detach", "Return at once; the job goes on in its cluster.")
 IN_PROCESS = _Switch("in_process", "Run in this process, for a debugger; one worker.")
 QUIET = _Switch("quiet", "Print errors and the result only.")
 JSON = _Switch("json", "Print one JSON object a line on stdout: progress, result, error.")
@@ -360,9 +373,17 @@ def _run_job(session: Session, kind: str, given: Mapping[str, object], switches:
     with contextlib.closing(view):
         for notice in resolved.notices:
             view.remark(f"note: {notice}")
+        if dry and job_config.cluster == "kubernetes":
+            view.text(session.api().manifests(job_config))
+            return 0
         if dry:
             view.text(session.api().describe(job_config))
             return 0
+        if DETACH.name in switches and job_config.cluster == "local":
+            raise UserError(
+                "detach: expected --cluster=kubernetes; a job on this machine ends with its "
+                "command. Start it in the background of your shell."
+            )
         if IN_PROCESS.name in switches:
             view.started(job_config, display.where(job_config, in_process=True))
             job = session.api().run_in_process(
@@ -371,6 +392,8 @@ def _run_job(session: Session, kind: str, given: Mapping[str, object], switches:
         else:
             job = session.api().start(job_config)
             view.started(job.config, display.where(job.config))
+        if job.config.cluster == "kubernetes":
+            return _follow_remote(job, view, session.clock, detach=DETACH.name in switches)
         return _follow(job, view, session.clock)
 
 
@@ -393,6 +416,37 @@ def _follow(job: Job, view: display.View, clock: Callable[[], float]) -> int:
         with contextlib.suppress(Cancelled):
             job.wait()
             view.result(job.status())  # it had come to its end before it could be cancelled
+        raise
+    view.result(status)
+    return 0
+
+
+def _follow_remote(
+    job: Job, view: display.View, clock: Callable[[], float], *, detach: bool
+) -> int:
+    """Shows a job in a cluster until it ends, or until a signal comes: the job goes on."""
+    name = job.config.job_name
+    back = (
+        f"Job {name} goes on. `elasticdl job watch {name}` shows it again, `elasticdl job stop "
+        f"{name}` ends it."
+    )
+    if detach:
+        view.remark(back)
+        return 0
+    if job.url:
+        view.remark(
+            f"Status: {job.url} (closes with this command; `elasticdl dashboard {name}` opens it "
+            "again)"
+        )
+    try:
+        status = job.status()
+        view.show(status, clock())
+        while status.phase in display.ACTIVE:
+            status = job.poll(POLL_S)
+            view.show(status, clock())
+        job.wait()
+    except Stopped:
+        view.remark(back)
         raise
     view.result(status)
     return 0
@@ -445,13 +499,13 @@ def _config_command() -> Callable[..., int]:
 
 
 app.command("train", epilog=TRAIN_EXAMPLES, help="Train a model.")(
-    _job_command("train", DRY_RUN, IN_PROCESS, QUIET, JSON)
+    _job_command("train", DRY_RUN, IN_PROCESS, DETACH, QUIET, JSON)
 )
 app.command("evaluate", epilog=EVALUATE_EXAMPLES, help="Measure a trained model on records.")(
-    _job_command("evaluate", IN_PROCESS, QUIET, JSON)
+    _job_command("evaluate", IN_PROCESS, DETACH, QUIET, JSON)
 )
 app.command("predict", epilog=PREDICT_EXAMPLES, help="Write a trained model's outputs.")(
-    _job_command("predict", IN_PROCESS, QUIET, JSON)
+    _job_command("predict", IN_PROCESS, DETACH, QUIET, JSON)
 )
 app.command("config", epilog=CONFIG_EXAMPLES, help="Show each setting and where it comes from.")(
     _config_command()

@@ -122,6 +122,7 @@ class Kube:
     """
 
     def __init__(self, context: str, namespace: str) -> None:
+        self.context = context
         self.namespace = namespace
         configuration = kubernetes.client.Configuration()
         if context and context != "in-cluster":
@@ -309,7 +310,7 @@ class Kube:
         """An answer that is still to be read."""
         headers = {"Accept": "application/json", "Content-Type": content_type}
         # Read anew for each call: credentials of clouds are short-lived.
-        settings: dict[str, Any] = self._configuration.auth_settings()
+        settings: Any = self._configuration.auth_settings()
         for setting in settings.values():
             headers[setting["key"]] = setting["value"]
         url = self._configuration.host + path

@@ -48,6 +48,8 @@ class Ending:
 
     text: str
     code: int | None
+    kind = "bug"  # whose fault, unless somebody has said so
+    words = ""  # the last ones stand in its log
 
     @property
     def crashed(self) -> bool:
@@ -103,6 +105,7 @@ class Processes:
         stop_s: how long `stop` lets workers end by themselves.
         settle_s: how long a start beside workers that run already is put off: they are about to
             regroup, for which they need the processors that a process takes to start.
+        locator: by which workers of an earlier master are found.
         preload: modules that a process of its own imports once, to be forked for each worker;
             empty: each worker imports them itself. So it does, too, where that process is lost.
     """
@@ -115,8 +118,10 @@ class Processes:
         on_exit: Callable[[str, Ending], None],
         stop_s: float = 10.0,
         settle_s: float = 0.0,
+        locator: str = "",
         preload: Sequence[str] = (),
     ) -> None:
+        self._locator = locator
         self._command = command
         self._environment = dict(environment)
         self._logs = logs
@@ -150,6 +155,12 @@ class Processes:
             self._delayed[worker] = loop.call_later(delay_s, self._start, worker)
         else:
             self._start(worker)
+
+    async def found(self) -> tuple[str, ...]:
+        """Takes over the workers that an earlier master has left; who they are."""
+        there = observed(self._locator)
+        self.adopt(there)
+        return tuple(there)
 
     def adopt(self, observed: Mapping[str, psutil.Process]) -> None:
         """Takes over workers that an earlier master has started: they are the same from now on,

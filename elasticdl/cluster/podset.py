@@ -92,7 +92,7 @@ def _ending(pod: Manifest) -> Ending:
     status = pod.get("status", {})
     cause = status.get("reason", "")
     message = status.get("message", "").rstrip(".")
-    terminated = next(
+    terminated: Manifest = next(
         (
             container["state"]["terminated"]
             for container in status.get("containerStatuses", ())

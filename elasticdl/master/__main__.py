@@ -1,4 +1,6 @@
-"""The master's process: reads the job from standard input, says its address on standard output."""
+"""The master's process on a user's machine: reads the job from standard input, says its address on
+standard output. With two arguments, it is that of a pod: see `elasticdl.master.pod`.
+"""
 
 import asyncio
 import contextlib
@@ -86,4 +88,9 @@ async def _main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        # It brings the client of Kubernetes.
+        from elasticdl.master import pod
+
+        sys.exit(asyncio.run(pod.main(*sys.argv[1:3])))
     sys.exit(asyncio.run(_main()))

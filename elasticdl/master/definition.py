@@ -30,7 +30,12 @@ _SAME = (
     "reproducible",
 )
 # What may differ between a command and the same command given once more.
-_FREE = frozenset({"job_name", "num_workers", "min_workers", "restart", "overwrite"})
+_FREE = frozenset(
+    {
+        *("job_name", "num_workers", "min_workers", "restart", "overwrite"),
+        *(setting.name for setting in configs.SETTINGS if setting.group == "Kubernetes"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,15 @@ class Data:
 class Definition:
     """A job, decided once; whichever master there is, it is the same.
 
-    `term` is the number of the master that wrote it; it rises from one to the next.
+    `term` is the number of the master that wrote it; it rises from one to the next. `submission`
+    is as in `Loop`.
     """
 
     config: configs.JobConfig
     data: Data
     eval_data: Data | None
     term: int
+    submission: str = ""
 
     @classmethod
     def of(cls, config: configs.JobConfig, term: int) -> "Definition":
@@ -108,6 +115,7 @@ class Definition:
             "data": dataclasses.asdict(self.data),
             "eval_data": dataclasses.asdict(self.eval_data) if self.eval_data else None,
             "term": self.term,
+            "submission": self.submission,
         }
         aside = directory / f".{FILE}"
         aside.write_text(json.dumps(content), encoding="utf-8")
@@ -123,6 +131,7 @@ class Definition:
                 _data(content["data"]),
                 _data(content["eval_data"]) if content["eval_data"] else None,
                 int(content["term"]),
+                str(content["submission"]),
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError, UserError):
             return None

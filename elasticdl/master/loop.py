@@ -9,9 +9,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -45,6 +45,34 @@ class Superseded(ElasticDLError):
     """
 
 
+class Ending(Protocol):
+    """How a worker's process ended, in words; `crashed`: by its own fault, `kind` says whose."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def crashed(self) -> bool: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def words(self) -> str:
+        """The last ones that it printed, where its log does not have them."""
+        ...
+
+
+class Workers(Protocol):
+    """The workers' processes in a cluster; see `cluster.local.Processes`."""
+
+    async def found(self) -> tuple[str, ...]: ...
+    def start(self, worker: str, delay_s: float = 0.0) -> None: ...
+    def terminate(self, worker: str) -> None: ...
+    def kill(self, worker: str) -> None: ...
+    async def exited(self, timeout_s: float) -> None: ...
+    async def stop(self) -> None: ...
+    def release(self) -> None: ...
+    def log(self, worker: str) -> Path: ...
+
+
 class Loop:
     """The master of one job.
 
@@ -53,6 +81,10 @@ class Loop:
         start_workers: False: somebody else starts the workers, and sees that they live.
         again: the work directory of this very job, whose last master has died.
         program: what a worker runs; the locator's path and the worker's name are appended.
+        submission: tells this job from all others, also those of its name; a later master of it
+            takes over. Empty: `again` says so.
+        term: the least that this master's number may be.
+        workers: makes the workers' processes, where they are not those of this machine.
 
     Raises:
         UserError: the data or the output is not as it must be; nothing is left behind.
@@ -65,8 +97,11 @@ class Loop:
         start_workers: bool = True,
         again: str = "",
         program: Sequence[str] = (sys.executable, "-P", "-m", "elasticdl.worker"),
+        submission: str = "",
+        term: int = 0,
+        workers: "Callable[[Loop], Workers] | None" = None,
     ) -> None:
-        self.places = places.Places.of(config, again=again)
+        self.places = places.Places.of(config, again=again, submission=submission, term=term)
         found = self.places.definition
         assert found is not None
         self.config = found.config
@@ -111,13 +146,18 @@ class Loop:
         self._tasks: set[asyncio.Task[None]] = set()
         self._checkpoint = pb.CheckpointReport()
         self._result_metrics: dict[str, messages.Metric] = {}
-        self._processes = local.Processes(
-            lambda worker: (*program, str(self.places.locator), worker),
+        self._processes = workers(self) if workers is not None else self._local(program, standby)
+
+    def _local(self, program: Sequence[str], standby: int) -> Workers:
+        locator = str(self.places.locator)
+        return local.Processes(
+            lambda worker: (*program, locator, worker),
             # Of workers that are killed, too, nothing stays behind.
             _environment(str(self.places.scratch)),
             self.places.logs,
-            self._gone,
+            self.gone,
             settle_s=_SETTLE_S,
+            locator=locator,
             preload=_PRELOAD if self.config.num_workers + standby > 1 else (),
         )
 
@@ -125,8 +165,7 @@ class Loop:
         """Returns when the job is over, its result published and its workers have ended; or when
         another master has taken over.
         """
-        observed = local.observed(str(self.places.locator)) if self.job.rules.starts else {}
-        self._processes.adopt(observed)
+        observed = await self._processes.found() if self.job.rules.starts else ()
         used = [pods.number_of(log.stem) for log in self.places.logs.glob("*.log")]
         publication = self.places.publication
         if self.places.beginning is places.Beginning.PUBLISHED and publication is not None:
@@ -177,7 +216,16 @@ class Loop:
 
     def registered(self) -> pb.RegisterReply:
         """What a worker must know to begin."""
-        threads = 1 if self.config.reproducible else local.cores() // self.config.num_workers
+        config = self.config
+        if config.cluster == "kubernetes":
+            own = configs.parse_resources(
+                config.worker_limits or config.worker_requests, "worker_limits"
+            )
+            threads = math.ceil(configs.quantity(own.get("cpu", "1")))
+        else:
+            threads = local.cores() // config.num_workers
+        if config.reproducible:
+            threads = 1
         return pb.RegisterReply(
             config=self.config.to_json(),
             data=self.data.message(),
@@ -272,6 +320,10 @@ class Loop:
             # The same full disk, most likely: status shows it, and training goes on.
             return
 
+    def pends(self, worker: str, reason: str) -> None:
+        """A worker's process cannot start; no reason: it can again."""
+        self.post(job.WorkerPends(worker, reason))
+
     def leave(self, request: pb.LeaveRequest) -> pb.LeaveReply:
         """A worker leaves in good order."""
         if not request.saved and self._checkpoints and self.job.last_replica(request.worker):
@@ -298,6 +350,8 @@ class Loop:
         """Another number of workers, if that can be."""
         problem = self.job.scale_problem(request.num_workers)
         if not problem:
+            with contextlib.suppress(OSError):  # a full disk is shown where it delays results
+                self.places.scaled(request.num_workers)
             self.post(job.ScaleAsked(request.num_workers))
         return pb.ScaleReply(problem=problem)
 
@@ -468,6 +522,9 @@ class Loop:
             return 0, 0.0
         if config.standby_workers >= 0:
             return config.standby_workers, 0.0
+        if config.cluster == "kubernetes":
+            # What it asks for, others could use.
+            return 0, 0.0
         # Short jobs do without; long ones can spare the start of one more process.
         room = psutil.virtual_memory().available > _STANDBY_BYTES * (config.num_workers + 1)
         return int(config.num_workers > 1 and config.kind == "train" and room), _STANDBY_AFTER_S
@@ -487,15 +544,16 @@ class Loop:
         if older is not None and not older.done():
             older.set_exception(Superseded(worker))
 
-    def _gone(self, worker: str, ending: local.Ending) -> None:
+    def gone(self, worker: str, ending: Ending) -> None:
+        """A worker's process has ended."""
         self._supersede(worker)
         self._followers.pop(worker, None)
-        words = _last_words(self._processes.log(worker))
+        words = _last_words(self._processes.log(worker)) or ending.words.strip()
         how = ending.text
-        if words and ending.crashed:
+        if words and ending.crashed and ending.kind == "bug":
             how += f"; its log ends: {words.splitlines()[-1][:_MOST_OF_A_LINE]}"
         self._event("ended", worker=worker, how=ending.text)
-        self.post(job.WorkerGone(worker, how, ending.crashed, words))
+        self.post(job.WorkerGone(worker, how, ending.crashed, words, ending.kind))
 
     @property
     def _logs_matter(self) -> bool:

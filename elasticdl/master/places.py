@@ -66,11 +66,14 @@ class Places:
     definition: definitions.Definition | None = None
 
     @classmethod
-    def of(cls, config: JobConfig, *, again: str = "") -> "Places":
+    def of(
+        cls, config: JobConfig, *, again: str = "", submission: str = "", term: int = 0
+    ) -> "Places":
         """Makes the work directory, claims the output, and finds out what there is to go on from.
 
         Args:
             again: the work directory of this very job, whose last master has died.
+            submission, term: as in `Loop`.
 
         Raises:
             UserError: the output has a result already, or another job, or cannot be written; or
@@ -98,16 +101,22 @@ class Places:
                 _remove_empty(made)
                 raise
             try:
-                places._begin(config, bool(again), defined)
+                places._begin(config, bool(again), defined, submission, term)
             except BaseException:
                 places._leave()
                 raise
         return places
 
     def _begin(
-        self, config: JobConfig, again: bool, defined: definitions.Definition | None
+        self,
+        config: JobConfig,
+        again: bool,
+        defined: definitions.Definition | None,
+        submission: str,
+        least_term: int,
     ) -> None:
         before = definitions.Definition.read(self.work)
+        again = again or bool(submission and before and before.submission == submission)
         alive = local.observed(str(self.locator))
         same = before is not None and not definitions.other_command(before.config, config)
         if alive and not again and not config.restart and before is not None and not same:
@@ -125,15 +134,17 @@ class Places:
         if self.output is not None and not (takeover or published):
             _refuse_result(config, self.output)
         self._end_workers({} if takeover else alive)
-        term = max(before.term if before else 0, self._newest_term()) + 1
+        term = max(before.term if before else 0, self._newest_term(), least_term - 1) + 1
         if published and before is not None:
             self.beginning = Beginning.PUBLISHED
             self.definition = dataclasses.replace(before, term=term)
         elif takeover and before is not None:
             self.beginning = Beginning.TAKEOVER
-            # The command may ask for another number of workers; all else is the same.
+            # The command may ask for another number of workers; all else is the same. A master that
+            # takes another one's place asks for as many as that one did.
+            asked = before.config if again else config
             kept = dataclasses.replace(
-                before.config, num_workers=config.num_workers, min_workers=config.min_workers
+                before.config, num_workers=asked.num_workers, min_workers=asked.min_workers
             )
             self.definition = dataclasses.replace(before, config=kept, term=term)
         else:
@@ -147,6 +158,14 @@ class Places:
                 self._clear()
         self.logs.mkdir(exist_ok=True)
         self.result.mkdir(exist_ok=True)
+        self.definition = dataclasses.replace(self.definition, submission=submission)
+        self.definition.write(self.work)
+
+    def scaled(self, num_workers: int) -> None:
+        """A later master is to have so many workers."""
+        assert self.definition is not None
+        config = dataclasses.replace(self.definition.config, num_workers=num_workers)
+        self.definition = dataclasses.replace(self.definition, config=config)
         self.definition.write(self.work)
 
     def _what_is_left(

@@ -1,4 +1,4 @@
-"""The worker's process: `python -m elasticdl.worker MASTER NAME`."""
+"""The worker's process: `python -m elasticdl.worker MASTER NAME [SECURITY]`."""
 
 import os
 import signal
@@ -14,11 +14,14 @@ from elasticdl.worker import heartbeat, leaving
 _REGISTER_S = 60.0
 
 
-def work(where: str, worker: str, *, in_process: bool = False) -> int:
+def work(where: str, worker: str, security: str = "", *, in_process: bool = False) -> int:
     """Does one worker's part of the job whose master is found at `where`, an address or the path
     of a locator; returns an exit status.
+
+    Args:
+        security: directory of what this worker shows the master; empty: they do without.
     """
-    client = rpc.Client(where)
+    client = rpc.Client(where, rpc.Security.read(security) if security else None)
     registered = client.call(
         "Register", pb.RegisterRequest(worker=worker, pid=os.getpid()), deadline_s=_REGISTER_S
     )
@@ -60,7 +63,7 @@ def work(where: str, worker: str, *, in_process: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    status = work(*sys.argv[1:3])
+    status = work(*sys.argv[1:4])
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads of TensorFlow and Gloo have nothing left to do, and may wait for peers that are gone.

@@ -714,9 +714,7 @@ class Writer:
         number = job.meta.number
         with self._attempting:
             try:
-                last = write(
-                    self._directory, job.arrays, job.meta, lambda: self._stop, self._rest
-                )
+                last = write(self._directory, job.arrays, job.meta, lambda: self._stop, self._rest)
             except Stopped:
                 return False
             except OSError as error:

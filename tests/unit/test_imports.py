@@ -15,6 +15,7 @@ LINT = [sys.executable, "-c", "from importlinter.cli import lint_imports_command
 
 # Where an import is called something else than the distribution that it comes from.
 DISTRIBUTIONS = {
+    "yaml": "pyyaml",
     "google": "protobuf",
     "google_crc32c": "google-crc32c",
     "grpc": "grpcio",

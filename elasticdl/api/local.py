@@ -1,36 +1,32 @@
-"""One JobConfig → one Job."""
+"""Jobs on this machine: their masters are looked after by the process that has started them."""
 
-import atexit
 import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from elasticdl import config as configs
+from elasticdl.api import running
 from elasticdl.cluster import local, registry
-from elasticdl.errors import Cancelled, UserCodeError, UserError
+from elasticdl.errors import UserError
 from elasticdl.master import definition
 from elasticdl.model import artifact, zoo
 from elasticdl.wire import elasticdl_pb2 as pb
-from elasticdl.wire import messages, rpc
+from elasticdl.wire import rpc
 
-_POLL_S = 0.05
-_HEAR_S = 1.0  # without an answer, whether the master still runs is looked up
 _END_S = 60.0
 _LIST_S = 2.0
 _MOST_DEATHS = 5  # of masters, within that time
@@ -43,96 +39,20 @@ _INSTEAD = {
     "trained_model": "copy it to a local directory",
     "model_zoo": "clone it to a local directory",
 }
-_OVER = ("succeeded", "failed", "cancelled")
 
 
-@dataclass(frozen=True)
-class Worker:
-    """One worker process: its phase, its rank in the generation (-1: none), its streams."""
-
-    worker: str
-    phase: str
-    rank: int
-    streams: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Status:
-    """How a job stands.
-
-    `phase` is starting, running, succeeded, failed or cancelled, and `reason` says why in one
-    sentence. `version` counts committed steps; `records` those of all epochs together, out of
-    `records_total`; `metrics` are of training, `eval_metrics` of the last evaluation, of the
-    model after `eval_version` steps. Numbers that are not known are NaN.
-    """
-
-    job_name: str
-    kind: str
-    phase: str
-    reason: str
-    generation: int
-    version: int
-    epoch: int
-    epochs: int
-    epoch_fraction: float
-    records: int
-    records_total: int
-    records_per_s: float
-    loss: float
-    metrics: Mapping[str, float | list[float]]
-    eval_metrics: Mapping[str, float | list[float]]
-    eval_version: int
-    workers: tuple[Worker, ...]
-    seconds_left: float
-    failure_kind: str
-    failure_message: str
-    failure_trace: str
-    notices: tuple[str, ...]
-    output: str
-    num_workers: int
-    min_workers: int
-    checkpoint_version: int
-    checkpoint_problem: str
-    term: int
-
-    @property
-    def over(self) -> bool:
-        return self.phase in _OVER
-
-
-def train(**settings: Any) -> "Job":
-    """Starts a training; the keywords are the settings of `elasticdl train`.
-
-    Values may be text, as on the command line, or Python values; `params` may be a dict.
-
-    Raises:
-        UserError: a setting, the data or the output is not as it must be.
-    """
-    return start(_resolved("train", settings))
-
-
-def evaluate(**settings: Any) -> "Job":
-    """Starts an evaluation; the keywords are the settings of `elasticdl evaluate`."""
-    return start(_resolved("evaluate", settings))
-
-
-def predict(**settings: Any) -> "Job":
-    """Starts a prediction; the keywords are the settings of `elasticdl predict`."""
-    return start(_resolved("predict", settings))
-
-
-def start(config: configs.JobConfig) -> "Job":
+def start(config: configs.JobConfig) -> running.Job:
     """Starts the processes of a job.
 
     Raises:
         UserError: something is not as it must be; nothing is left behind.
     """
-    return _launch(config, start_workers=True)
+    return running.Job(*_launched(config, start_workers=True))
 
 
 def run_in_process(
-    config: configs.JobConfig, watch: Callable[[Status], None] = lambda status: None
-) -> "Job":
+    config: configs.JobConfig, watch: Callable[[running.Status], None] = lambda status: None
+) -> running.Job:
     """Runs the one worker of a job in this process and thread, as debuggers want it.
 
     Args:
@@ -148,7 +68,8 @@ def run_in_process(
         raise UserError(
             f"num_workers: expected 1 with --in_process; got {config.num_workers}. Leave it out."
         )
-    job = _launch(config, start_workers=False)
+    launched, keeper = _launched(config, start_workers=False)
+    job = running.Job(launched, keeper)
 
     def follow() -> None:
         while not job.status().over:
@@ -160,7 +81,7 @@ def run_in_process(
     worker = importlib.import_module("elasticdl.worker.__main__")
     try:
         with _quiet_tensorflow():
-            worker.work(job.where, "worker-0", in_process=True)
+            worker.work(keeper.locator, "worker-0", in_process=True)
     except BaseException:
         job.cancel()
         raise
@@ -181,151 +102,16 @@ def describe(config: configs.JobConfig) -> str:
         return str(description.describe(config))
 
 
-class Job:
-    """A job that was started here, or that runs on this machine and was found by its name.
-
-    One that was started here is looked after as long as this process lives: a master that dies is
-    replaced. It is cancelled when this process ends in good order before it; if this process
-    is killed, the job's workers go on for `orphan_s`, and the same command takes them over.
-    """
-
-    def __init__(self, config: configs.JobConfig, where: str, keeper: "_Keeper | None") -> None:
-        self.config = config
-        self.where = where
-        self._keeper = keeper
-        self._client = rpc.Client(where)
-        self._last: Status | None = None
-        self._lock = threading.Lock()
-        if keeper is not None:
-            atexit.register(self._at_exit)
-
-    def status(self) -> Status:
-        """How the job stands now.
-
-        Raises:
-            UserError: it was found by its name, and has no master.
-        """
-        with self._lock:
-            if self._last is not None and self._last.over:
-                return self._last
-            message = None
-            while message is None:
-                try:
-                    message = self._client.call("Status", pb.StatusRequest(), deadline_s=_HEAR_S)
-                except rpc.Unreachable as error:
-                    if self._keeper is None:
-                        raise UserError(
-                            f"job_name: expected a master of job {self.config.job_name}; there is "
-                            "none now. It may have ended; see `elasticdl job list`."
-                        ) from error
-                    if self._keeper.problem is not None:
-                        self._last = self._without_master(self._keeper.problem)
-                        return self._last
-            status = _status(message)
-            if status.over:
-                self._close()
-            self._last = status
-            return status
-
-    def poll(self, timeout_s: float) -> Status:
-        """The status as soon as it differs from the last one asked for, at the latest after
-        `timeout_s` seconds.
-        """
-        before, end = self._last, time.monotonic() + timeout_s
-        while True:
-            time.sleep(_POLL_S)
-            status = self.status()
-            # As text: a number that is not known (NaN) is no news.
-            if repr(status) != repr(before) or time.monotonic() >= end:
-                return status
-
-    def wait(self) -> Status:
-        """Returns the last status when the job has succeeded.
-
-        Raises:
-            UserError, UserCodeError: it failed for something that the user can put right.
-            Cancelled: it was stopped.
-            RuntimeError: it failed by a fault of elasticdl.
-        """
-        while not (status := self.status()).over:
-            self.poll(0.5)
-        if status.phase == "succeeded":
-            return status
-        if status.phase == "cancelled":
-            raise Cancelled(status.reason)
-        if status.failure_kind == "user_code":
-            raise UserCodeError(status.failure_message, status.failure_trace)
-        if status.failure_kind == "user":
-            raise UserError(status.failure_message)
-        raise RuntimeError("\n".join([status.failure_message, status.failure_trace]).strip())
-
-    @property
-    def metrics(self) -> Mapping[str, float | list[float]]:
-        """Those of the last evaluation, or, where there was none, of training."""
-        status = self.status()
-        return status.eval_metrics or {"loss": status.loss, **status.metrics}
-
-    def cancel(self) -> None:
-        """Stops the job, which leaves a checkpoint where it writes any; returns when none of its
-        processes runs any more. Called once more meanwhile, it does not wait for the checkpoint.
-        """
-        with contextlib.suppress(rpc.Unreachable):
-            if not self.status().over:
-                self._client.call("Stop", pb.StopRequest(reason="Stopped on request."))
-        while not self.status().over:
-            time.sleep(_POLL_S)
-
-    def scale(self, num_workers: int) -> None:
-        """Another number of workers from now on.
-
-        Raises:
-            UserError: there cannot be so many, or the job is over.
-        """
-        try:
-            reply = self._client.call("Scale", pb.ScaleRequest(num_workers=num_workers))
-        except rpc.Unreachable as error:
-            raise UserError(
-                f"job_name: expected a master of job {self.config.job_name}; there is none now."
-            ) from error
-        if reply.problem:
-            raise UserError(f"num_workers: {reply.problem}.")
-
-    def _at_exit(self) -> None:
-        if self._last is None or not self._last.over:
-            self.cancel()
-
-    def _close(self) -> None:
-        """Lets the master go, and waits until it has."""
-        self._client.close()
-        if self._keeper is not None:
-            self._keeper.close()
-            atexit.unregister(self._at_exit)
-
-    def _without_master(self, problem: str) -> Status:
-        """The end of a job for which there can be no master."""
-        assert self._keeper is not None
-        blank = _status(pb.JobStatus(phase="failed", failure_kind="bug"))
-        trace = self._keeper.said()
-        self._close()
-        return Status(
-            **{
-                **vars(blank),
-                "reason": problem,
-                "failure_message": problem,
-                "failure_trace": trace,
-                "job_name": self.config.job_name,
-                "kind": self.config.kind,
-                "output": self.config.output,
-            }
-        )
-
-
 class _Keeper:
     """Keeps a job's master alive: one that dies is replaced, within a second.
 
     Attributes:
+        own: the job ends with this process.
         problem: why there is no master any more; None: there is one, or there will be.
     """
+
+    own = True
+    url = ""
 
     def __init__(self, config: configs.JobConfig, *, start_workers: bool) -> None:
         self.config = config
@@ -349,8 +135,24 @@ class _Keeper:
         self.config = dataclasses.replace(config, job_name=said["job_name"])
         self.work = said["work"]
         self.locator = str(Path(self.work) / "master.json")
+        self.client = rpc.Client(self.locator)
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._thread.start()
+
+    def without(self) -> pb.JobStatus | None:
+        """The end of a job for which there can be no master; None: there will be one."""
+        if self.problem is None:
+            return None
+        return pb.JobStatus(
+            job_name=self.config.job_name,
+            kind=self.config.kind,
+            output=self.config.output,
+            phase="failed",
+            reason=self.problem,
+            failure_kind="bug",
+            failure_message=self.problem,
+            failure_trace=self.said(),
+        )
 
     def said(self) -> str:
         """The end of what the masters have printed."""
@@ -446,19 +248,27 @@ class _Keeper:
                 process.kill()
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A job on this machine: `phase` is its status's, or orphaned where it has no master."""
+class _Found:
+    """The master of a job that another process looks after."""
 
-    job_name: str
-    kind: str
-    output: str
-    phase: str
-    workers: int
-    status: Status | None
+    own = False
+    url = ""
+
+    def __init__(self, job_name: str, locator: str) -> None:
+        self._job_name = job_name
+        self.client = rpc.Client(locator)
+
+    def without(self) -> pb.JobStatus | None:
+        raise UserError(
+            f"job_name: expected a master of job {self._job_name}; there is none now. It may have "
+            "ended; see `elasticdl job list`."
+        )
+
+    def close(self) -> None:
+        """It goes by itself."""
 
 
-def jobs() -> list[Listed]:
+def jobs(where: configs.Where = configs.HERE) -> list[running.Listed]:
     """The jobs of this user that run on this machine now."""
     entries = registry.entries(os.environ)
     # Those without a master take a while to say nothing.
@@ -470,36 +280,33 @@ def jobs() -> list[Listed]:
     return [listed for listed in found if listed is not None]
 
 
-def _listed(entry: registry.Entry) -> Listed | None:
+def _listed(entry: registry.Entry) -> running.Listed | None:
     """None: the job is no more."""
     with contextlib.closing(rpc.Client(entry.locator)) as client:
         try:
             message = client.call("Status", pb.StatusRequest(), deadline_s=_LIST_S)
         except rpc.Unreachable:
             alive = len(local.observed(entry.locator))
-            orphaned = Listed(entry.job_name, entry.kind, entry.output, "orphaned", alive, None)
+            orphaned = running.Listed(
+                entry.job_name, entry.kind, entry.output, "orphaned", alive, None
+            )
             return orphaned if alive else None
-    status = _status(message)
+    status = running.status_of(message)
     if status.job_name != entry.job_name:
         # A later job has the output of one that was killed.
         return None
     workers = len(status.workers)
-    return Listed(entry.job_name, entry.kind, entry.output, status.phase, workers, status)
+    return running.Listed(entry.job_name, entry.kind, entry.output, status.phase, workers, status)
 
 
-def attach(job_name: str) -> Job:
+def attach(job_name: str, where: configs.Where = configs.HERE) -> running.Job:
     """The running job of this name; one that has lost its master and its command gets them back.
 
     Raises:
         UserError: there is none.
     """
     entry = registry.find(job_name, os.environ)
-    names = [each.job_name for each in registry.entries(os.environ)]
-    near = difflib.get_close_matches(job_name, names, n=1)
-    unknown = UserError(
-        f"job_name: expected the name of a job that runs on this machine; got {job_name!r}. "
-        + (f"Did you mean {near[0]}?" if near else "See `elasticdl job list`.")
-    )
+    unknown = _unknown(job_name)
     if entry is None:
         raise unknown
     defined = definition.Definition.read(Path(entry.work))
@@ -508,19 +315,70 @@ def attach(job_name: str) -> Job:
     client = rpc.Client(entry.locator)
     try:
         client.call("Status", pb.StatusRequest(), deadline_s=_LIST_S)
-        return Job(defined.config, entry.locator, None)
+        return running.Job(defined.config, _Found(job_name, entry.locator))
     except rpc.Unreachable:
         if not local.observed(entry.locator):
             raise unknown from None
     finally:
         client.close()
     keeper = _Keeper(defined.config, start_workers=True)
-    return Job(keeper.config, keeper.locator, keeper)
+    return running.Job(keeper.config, keeper)
 
 
-def _resolved(kind: str, settings: Mapping[str, Any]) -> configs.JobConfig:
-    given = {name: value for name, value in settings.items() if value is not None}
-    return configs.resolve(kind, given, os.environ, source="argument").config
+def _unknown(job_name: str) -> UserError:
+    names = [each.job_name for each in registry.entries(os.environ)]
+    near = difflib.get_close_matches(job_name, names, n=1)
+    return UserError(
+        f"job_name: expected the name of a job that runs on this machine; got {job_name!r}. "
+        + (f"Did you mean {near[0]}?" if near else "See `elasticdl job list`.")
+    )
+
+
+def logs(
+    job_name: str,
+    where: configs.Where,
+    worker: str,
+    *,
+    follow: bool,
+    say: Callable[[str, str], None],
+) -> None:
+    """Passes on what the workers of a job on this machine have printed so far.
+
+    Raises:
+        UserError: there is no such job, or worker; or more is asked than this machine offers.
+    """
+    entry = registry.find(job_name, os.environ)
+    if entry is None:
+        raise _unknown(job_name)
+    files = sorted(Path(entry.work, "workers").glob("*.log"))
+    chosen = [each for each in files if worker in ("", each.stem)]
+    if not chosen:
+        there = ", ".join(each.stem for each in files) or "none"
+        raise UserError(f"worker: expected one of {there}; got {worker or 'all'}.")
+    if follow:
+        raise UserError(
+            f"follow: expected a job in a cluster; {job_name} runs on this machine. Its workers "
+            f"print to {chosen[0].parent}; use tail -f."
+        )
+    for each in chosen:
+        for line in each.read_text(encoding="utf-8", errors="replace").splitlines():
+            say(each.stem, line)
+
+
+def delete(job_name: str, where: configs.Where) -> None:
+    """Raises UserError: a job on this machine leaves nothing to delete."""
+    raise UserError(
+        f"job_name: expected a job in a cluster; {job_name} would be one on this machine, which "
+        f"leaves nothing to delete. `elasticdl job stop {job_name}` ends it."
+    )
+
+
+def forward(job_name: str, where: configs.Where) -> Any:
+    """Raises UserError: a job on this machine has no page yet."""
+    raise UserError(
+        f"job_name: expected a job in a cluster; {job_name} would be one on this machine. See "
+        f"`elasticdl job status {job_name}`."
+    )
 
 
 def _check(config: configs.JobConfig) -> None:
@@ -548,30 +406,12 @@ def _check(config: configs.JobConfig) -> None:
         artifact.read(config.trained_model)
 
 
-def _launch(config: configs.JobConfig, *, start_workers: bool) -> Job:
+def _launched(
+    config: configs.JobConfig, *, start_workers: bool
+) -> "tuple[configs.JobConfig, _Keeper]":
     _check(config)
     keeper = _Keeper(config, start_workers=start_workers)
-    return Job(keeper.config, keeper.locator, keeper)
-
-
-def _status(message: pb.JobStatus) -> Status:
-    values: dict[str, Any] = {
-        name: getattr(message, name)
-        for name in message.DESCRIPTOR.fields_by_name
-        if name not in ("metrics", "eval_metrics", "workers", "notices")
-    }
-    if not message.records_total:
-        values |= {"loss": math.nan, "seconds_left": math.nan}
-    return Status(
-        **values,
-        metrics=messages.metric_values(message.metrics),
-        eval_metrics=messages.metric_values(message.eval_metrics),
-        workers=tuple(
-            Worker(each.worker, each.phase, each.rank, tuple(each.streams))
-            for each in message.workers
-        ),
-        notices=tuple(message.notices),
-    )
+    return keeper.config, keeper
 
 
 @contextlib.contextmanager
