@@ -18,6 +18,8 @@ _ASK_S = 5.0  # what was refused is tried again, and what was overlooked is seen
 _AWAY_S = 0.5  # from one attempt to the next while the API server is away
 _LONGEST_AWAY_S = 5.0
 _WATCH_S = 300.0
+_CAUSE_LOOKS = 4
+_CAUSE_S = 0.3
 _LOG_LINES = 2000
 _KILLED, _ENDED = 137, 143  # exit statuses of who was told to end from outside
 
@@ -62,7 +64,10 @@ def state(pod: Manifest) -> State:
     worker = pod["metadata"]["labels"][manifests.WORKER_LABEL]
     status = pod.get("status", {})
     phase = status.get("phase", "Pending")
-    if phase in ("Succeeded", "Failed"):
+    containers = status.get("containerStatuses", ())
+    # A pod that was deleted may keep its phase until the last trace of it is removed.
+    over = containers and all("terminated" in each.get("state", {}) for each in containers)
+    if over or phase in ("Succeeded", "Failed"):
         return State(worker, ending=_ending(pod))
     if phase == "Pending":
         return State(worker, pending=pending(pod))
@@ -174,6 +179,8 @@ class Pods:
         on_exit: called in the event loop with a worker's name and how it ended, once each.
         on_pending: called in the event loop with a worker's name and why it cannot start; empty:
             it can again.
+        on_taken: called in the event loop with a worker's name and why the cluster takes it away,
+            as soon as that is known.
         stop_s: how long `stop` lets workers end by themselves.
     """
 
@@ -187,6 +194,7 @@ class Pods:
         logs: Path,
         on_exit: Callable[[str, Ending], None],
         on_pending: Callable[[str, str], None],
+        on_taken: Callable[[str, str], None],
         stop_s: float = 20.0,
     ) -> None:
         self._api = api
@@ -198,6 +206,7 @@ class Pods:
         self._logs = logs
         self._on_exit = on_exit
         self._on_pending = on_pending
+        self._on_taken = on_taken
         self._stop_s = stop_s
         self._to_create: dict[str, float] = {}  # when
         self._to_delete: dict[str, int | None] = {}  # how long they may take
@@ -205,6 +214,7 @@ class Pods:
         self._looks = 0
         self._created_at: dict[str, int] = {}
         self._pending: dict[str, str] = {}
+        self._told: set[str] = set()  # to end, by this job or by others
         self._problem = ""
         self._nudge = asyncio.Event()
         self._empty = asyncio.Event()
@@ -288,6 +298,7 @@ class Pods:
             events = asyncio.get_running_loop()
             events.call_soon(self._gone, worker, Ending("not started yet"))
         elif worker in self._there:
+            self._told.add(worker)
             self._to_delete[worker] = grace_s
             self._nudge.set()
 
@@ -386,6 +397,9 @@ class Pods:
         self._there[now.worker] = pod
         if now.ending is None:
             self._pends(now.worker, now.pending)
+            if "deletionTimestamp" in pod["metadata"] and now.worker not in self._told:
+                self._told.add(now.worker)
+                self._later(self._taken(now.worker, pod))
         else:
             del self._there[now.worker]
             self._later(self._ended(now.worker, pod, now.ending))
@@ -410,6 +424,15 @@ class Pods:
         if self._there.pop(worker, self) is self:
             return
         self._gone(worker, Ending(await self._cause(pod) or "its pod was deleted"))
+
+    async def _taken(self, worker: str, pod: Manifest) -> None:
+        # Its cause may be noted a moment later than the pod is marked.
+        for _ in range(_CAUSE_LOOKS):
+            why = await self._cause(pod)
+            if why:
+                break
+            await asyncio.sleep(_CAUSE_S)
+        self._on_taken(worker, why or "its pod is deleted")
 
     async def _cause(self, pod: Manifest) -> str:
         name = pod["metadata"].get("name")

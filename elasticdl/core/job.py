@@ -70,6 +70,16 @@ class WorkerPends:
 
 
 @dataclass(frozen=True)
+class WorkerTaken:
+    """The cluster takes a worker away, for `reason`, in words: it was told to end, and is about to
+    leave.
+    """
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class WorkerGone:
     """A worker's process has ended; `trace` is the end of what it printed.
 
@@ -164,6 +174,7 @@ Event = (
     | HeartbeatCame
     | Ticked
     | WorkerPends
+    | WorkerTaken
     | WorkerGone
     | LeaveCalled
     | LeaseCalled
@@ -478,6 +489,8 @@ class Job:
                 return self._tick(event.now)
             case WorkerPends():
                 return self._pend(event)
+            case WorkerTaken():
+                return self._say(f"{event.worker} is taken away ({event.reason}).")
             case WorkerGone():
                 return self._gone(event)
             case LeaveCalled():

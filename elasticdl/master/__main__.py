@@ -92,5 +92,5 @@ if __name__ == "__main__":
         # It brings the client of Kubernetes.
         from elasticdl.master import pod
 
-        sys.exit(asyncio.run(pod.main(*sys.argv[1:3])))
+        asyncio.run(pod.main(*sys.argv[1:3]))
     sys.exit(asyncio.run(_main()))

@@ -51,6 +51,7 @@ def server(status: Callable[[], pb.JobStatus], host: str, port: int) -> uvicorn.
         application(status),
         host=host,
         port=port,
+        log_level="warning",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=1,

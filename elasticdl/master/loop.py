@@ -324,6 +324,10 @@ class Loop:
         """A worker's process cannot start; no reason: it can again."""
         self.post(job.WorkerPends(worker, reason))
 
+    def taken(self, worker: str, reason: str) -> None:
+        """The cluster takes a worker away."""
+        self.post(job.WorkerTaken(worker, reason))
+
     def leave(self, request: pb.LeaveRequest) -> pb.LeaveReply:
         """A worker leaves in good order."""
         if not request.saved and self._checkpoints and self.job.last_replica(request.worker):

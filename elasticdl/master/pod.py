@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from elasticdl.cluster import kube, manifests, podset
 from elasticdl.config import JobConfig
@@ -27,13 +28,25 @@ _RELEASED = 143  # as by SIGTERM: for the Job, this pod has not succeeded
 log = logging.getLogger(__name__)
 
 
-async def main(definition: str, security: str) -> int:
-    """Returns an exit status: 0 where the job has succeeded.
+async def main(definition: str, security: str) -> NoReturn:
+    """Ends this process, with status 0 where the job has succeeded.
 
     Args:
         definition: directory with the job's config.json and worker.json.
         security: directory of what this master shows others.
     """
+    try:
+        status = await _run(definition, security)
+    except Exception:  # the outermost frame: the Job starts another master
+        traceback.print_exc()
+        status = 1
+    # Not in good order: a thread may still wait for what the API server has to say.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+async def _run(definition: str, security: str) -> int:
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
@@ -79,7 +92,7 @@ async def main(definition: str, security: str) -> int:
     await master.run()
     if master.superseded:
         # At once: calls that wait for an answer find the next master by the broken connection.
-        os._exit(_RELEASED)
+        return _RELEASED
     last = master.status()
     await _leave_word(api, name, last)
     with contextlib.suppress(TimeoutError):
@@ -115,6 +128,7 @@ async def _taken_over(
             master.places.logs,
             master.gone,
             master.pends,
+            master.taken,
         )
 
     give_up = asyncio.get_running_loop().time() + _TAKEN_S
@@ -154,9 +168,14 @@ async def _leave_word(api: kube.Kube, name: str, last: pb.JobStatus) -> None:
     patch: dict[str, Any] = {"metadata": {"annotations": {manifests.STATUS_ANNOTATION: said}}}
     if last.phase != "succeeded":
         patch["spec"] = {"backoffLimit": 0}
-    with contextlib.suppress(TimeoutError):
+    try:
         async with asyncio.timeout(_LEAVE_WORD_S):
             await _until_answered(lambda: api.patch("Job", name, patch))
+    except TimeoutError:
+        log.error("how the job ended could not be noted within %s s", _LEAVE_WORD_S)
+    except kube.Refused as refused:
+        # Deleted, most likely: then nobody will ask.
+        log.warning("how the job ended could not be noted: %s", refused.message)
 
 
 async def _until_answered(ask: Any) -> Any:

@@ -93,7 +93,8 @@ def clean_environment(home):
     """That of the tests, without what would decide settings or what TensorFlow says."""
     hidden = ("ELASTICDL_", "TF_", "XDG_", "PYTEST_")
     kept = {name: text for name, text in os.environ.items() if not name.startswith(hidden)}
-    return {**kept, "HOME": str(home), "TERM": "dumb", "ELASTICDL_DEBUG": "1"}
+    said = {"TERM": "dumb", "ELASTICDL_DEBUG": "1", "ELASTICDL_CLUSTER": "local"}
+    return {**kept, "HOME": str(home), **said}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Faults:
     def __init__(self, plan):
         self.plan = pathlib.Path(plan)
         self.entries = json.loads((self.plan / "plan.json").read_text())
-        self.worker = sys.argv[-1]
+        self.worker = sys.argv[2]
         self.version = 0
         self.beat = None
         self._install()
@@ -62,7 +62,7 @@ class Faults:
             )
         for victim in entry["victims"]:
             if victim == "master":
-                claim = json.loads(pathlib.Path(sys.argv[-2]).with_name("claim").read_text())
+                claim = json.loads(pathlib.Path(sys.argv[1]).with_name("claim").read_text())
                 os.kill(claim["pid"], signal.SIGKILL)
         if "self" in entry["victims"]:
             os.kill(os.getpid(), entry["signal"])

@@ -37,6 +37,7 @@ from elasticdl.core.job import (
     Ticked,
     WorkerGone,
     WorkerPends,
+    WorkerTaken,
 )
 from elasticdl.core.membership import Pace
 from elasticdl.core.progress import Cursor, Progress
@@ -232,6 +233,13 @@ def test_a_new_master_does_not_wait_to_hear_of_a_worker_that_has_no_machine():
     it.step(at_work("worker-0", 5, 1))
     it.step(WorkerPends("worker-1", "too large"))
     assert it.current("worker-0", 1)
+
+
+def test_why_the_cluster_takes_a_worker_away_is_said():
+    it = running()
+    taken = WorkerTaken("worker-1", "its pod was preempted")
+    assert told(it.step(taken)) == ["worker-1 is taken away (its pod was preempted)."]
+    assert it.members == ("worker-0", "worker-1")
 
 
 def test_a_crash_that_the_user_can_help_is_told_as_such():
