@@ -53,13 +53,16 @@ def predict(**settings: Any) -> Job:
     return start(_resolved("predict", settings))
 
 
-def start(config: configs.JobConfig) -> Job:
+def start(config: configs.JobConfig, progress: Callable[[str], None] = lambda line: None) -> Job:
     """Starts a job, on this machine or in a cluster.
+
+    Args:
+        progress: is told, a line at a time, what takes its time beforehand: an image is built.
 
     Raises:
         UserError: something is not as it must be; nothing is left behind.
     """
-    started: Job = _cluster(config.cluster).start(config)
+    started: Job = _cluster(config.cluster).start(config, progress)
     return started
 
 

@@ -6,11 +6,13 @@ import difflib
 import os
 import posixpath
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from elasticdl import config as configs
 from elasticdl.api import running
-from elasticdl.cluster import certificates, kube, manifests, remote
+from elasticdl.cluster import certificates, gitzoo, image, kube, manifests, remote
 from elasticdl.errors import UserError
+from elasticdl.model import artifact
 from elasticdl.wire import elasticdl_pb2 as pb
 from elasticdl.wire import rpc
 
@@ -32,17 +34,76 @@ def start(
     config, api = _placed(config)
     _check(config)
     with _answering(api):
+        _check_name(api, config)
+        prebuilt = config.image
+        config = dataclasses.replace(config, image=_image(config, api, progress))
         credentials = certificates.made(config.job_name)
-        submission = _submission(config, config.image, credentials)
+        submission = _submission(config, config.image, credentials, prebuilt)
         remote.submit(api, submission)
     return running.Job(config, _Pod(api, config.job_name, credentials.others))
+
+
+def _check_name(api: kube.Kube, config: configs.JobConfig) -> None:
+    """Raises UserError: the name is taken; before minutes are spent on an image."""
+    if remote.find(api, config.job_name) is not None:
+        raise remote.taken(api, config.job_name)
+
+
+def _image(config: configs.JobConfig, api: kube.Kube, progress: Callable[[str], None]) -> str:
+    """The image that the job runs; it is built where none is given that serves."""
+    if config.image:
+        return config.image
+    options = image.Options(
+        image.required_repository(config.image_repository),
+        config.base_image,
+        config.platform or _platform(api),
+        progress,
+    )
+    if config.kind == "train":
+        zoo = Path(gitzoo.local(config.model_zoo, os.environ)) if config.model_zoo else None
+        return image.build(zoo, options).reference
+    trained = _here(config, config.trained_model)
+    if trained is None:
+        # The zoo is beside the model, where the workers find it.
+        progress(
+            f"{config.trained_model} is not seen from here: the image gets what elasticdl needs, "
+            "and nothing that the model's zoo requires besides"
+        )
+        return image.build(None, options).reference
+    model = artifact.read(str(trained))
+    if model.docker_commit_id:
+        return image.derived(model.docker_commit_id, options)
+    return image.build(
+        trained / model.zoo_directory if model.zoo_directory else None, options
+    ).reference
+
+
+def _platform(api: kube.Kube) -> str:
+    """That of the nodes, where they all have one; empty where that cannot be seen."""
+    try:
+        found = api.platforms()
+    except kube.Refused:
+        return ""
+    return found.pop() if len(found) == 1 else ""
+
+
+def _here(config: configs.JobConfig, path: str) -> Path | None:
+    """Where this machine sees what is at `path` in the containers; None: nowhere."""
+    for volume in configs.parse_volumes(config.volumes):
+        rest = posixpath.relpath(path, volume.path)
+        if volume.host_path and not rest.startswith(".."):
+            found = Path(volume.host_path, volume.sub_path, rest)
+            if (found / artifact.TRAINED_MODEL).is_file():
+                return found
+    return None
 
 
 def manifests_of(config: configs.JobConfig) -> str:
     """The objects of the job as YAML, with IMAGE where an image is still to be built."""
     config, _ = _placed(config)
     _check(config)
-    submission = _submission(config, config.image or _NO_IMAGE, certificates.made(config.job_name))
+    credentials = certificates.made(config.job_name)
+    submission = _submission(config, config.image or _NO_IMAGE, credentials, config.image)
     return remote.as_yaml(manifests.objects(submission))
 
 
@@ -156,7 +217,7 @@ class _Pod:
         except kube.Away:
             return None
         except kube.Refused as refused:
-            raise UserError(f"kubernetes: {refused.message}.") from refused
+            raise _refusal(self._api, refused) from refused
         if found is None:
             raise UserError(f"job_name: {self._job_name} was deleted.")
         if found.last is not None:
@@ -225,18 +286,22 @@ def _check(config: configs.JobConfig) -> None:
 
 
 def _submission(
-    config: configs.JobConfig, image: str, credentials: certificates.Credentials
+    config: configs.JobConfig,
+    image_name: str,
+    credentials: certificates.Credentials,
+    prebuilt: str,
 ) -> manifests.Submission:
     patch = remote.patch(config.pod_template)
-    has_zoo = bool(config.model_zoo or config.image)
+    # A prebuilt image has one, too.
+    has_zoo = bool(config.model_zoo) or image_name == prebuilt
     inside = dataclasses.replace(
         config,
-        image=image,
+        image=image_name,
         pod_template="",
         model_zoo=manifests.MODEL_ZOO if has_zoo and config.kind == "train" else "",
     )
     return manifests.Submission(
-        inside, config.namespace, image, credentials, remote.submitter(), patch
+        inside, config.namespace, image_name, credentials, remote.submitter(), patch
     )
 
 
@@ -251,4 +316,14 @@ def _answering(api: kube.Kube) -> Iterator[None]:
             "cluster up? --cluster=local runs on this machine."
         ) from error
     except kube.Refused as refused:
-        raise UserError(f"kubernetes: {refused.message}.") from refused
+        raise _refusal(api, refused) from refused
+
+
+def _refusal(api: kube.Kube, refused: kube.Refused) -> UserError:
+    if refused.status not in (401, 403):
+        return UserError(f"kubernetes: {refused.message}.")
+    return UserError(
+        f"kubernetes: expected the right to do that in namespace {api.namespace}; got: "
+        f"{refused.message}. An administrator grants it; `elasticdl admin manifests` prints what "
+        "is needed."
+    )

@@ -20,7 +20,7 @@ import psutil
 
 from elasticdl import config as configs
 from elasticdl.api import running
-from elasticdl.cluster import local, registry
+from elasticdl.cluster import gitzoo, local, registry
 from elasticdl.errors import UserError
 from elasticdl.master import definition
 from elasticdl.model import artifact, zoo
@@ -37,12 +37,14 @@ _MOST_SAID = 10_000
 _INSTEAD = {
     "output": "write to a local directory and copy it",
     "trained_model": "copy it to a local directory",
-    "model_zoo": "clone it to a local directory",
+    "model_zoo": "give a local directory, or the URL of a Git repository",
 }
 
 
-def start(config: configs.JobConfig) -> running.Job:
-    """Starts the processes of a job.
+def start(
+    config: configs.JobConfig, progress: Callable[[str], None] = lambda line: None
+) -> running.Job:
+    """Starts the processes of a job, which takes no time worth telling.
 
     Raises:
         UserError: something is not as it must be; nothing is left behind.
@@ -96,6 +98,7 @@ def describe(config: configs.JobConfig) -> str:
     Raises:
         UserError, UserCodeError
     """
+    config = _with_zoo(config)
     _check(config)
     with _quiet_tensorflow():
         description = importlib.import_module("elasticdl.worker.description")
@@ -406,9 +409,17 @@ def _check(config: configs.JobConfig) -> None:
         artifact.read(config.trained_model)
 
 
+def _with_zoo(config: configs.JobConfig) -> configs.JobConfig:
+    """The job with a zoo of this machine, where it names one in a Git repository."""
+    if not config.model_zoo:
+        return config
+    return dataclasses.replace(config, model_zoo=gitzoo.local(config.model_zoo, os.environ))
+
+
 def _launched(
     config: configs.JobConfig, *, start_workers: bool
 ) -> "tuple[configs.JobConfig, _Keeper]":
+    config = _with_zoo(config)
     _check(config)
     keeper = _Keeper(config, start_workers=start_workers)
     return keeper.config, keeper

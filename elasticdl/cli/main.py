@@ -40,7 +40,7 @@ class Job(Protocol):
 class Api(Protocol):
     """What runs jobs: `elasticdl.api`, or a stand-in in tests."""
 
-    def start(self, config: config.JobConfig) -> Job: ...
+    def start(self, config: config.JobConfig, progress: Callable[[str], None] = ...) -> Job: ...
     def describe(self, config: config.JobConfig) -> str: ...
     def manifests(self, config: config.JobConfig) -> str: ...
     def jobs(self, where: config.Where = ...) -> list[Any]: ...
@@ -390,7 +390,10 @@ def _run_job(session: Session, kind: str, given: Mapping[str, object], switches:
                 job_config, watch=lambda status: view.show(status, session.clock())
             )
         else:
-            job = session.api().start(job_config)
+            if job_config.cluster == "local":
+                job = session.api().start(job_config)
+            else:
+                job = session.api().start(job_config, progress=_once_each(view))
             view.started(job.config, display.where(job.config))
         if job.config.cluster == "kubernetes":
             return _follow_remote(job, view, session.clock, detach=DETACH.name in switches)
@@ -419,6 +422,19 @@ def _follow(job: Job, view: display.View, clock: Callable[[], float]) -> int:
         raise
     view.result(status)
     return 0
+
+
+def _once_each(view: display.View) -> Callable[[str], None]:
+    """Shows each thing that takes its time, but not how far it is."""
+    shown: set[str] = set()
+
+    def progress(line: str) -> None:
+        what = line.split(": ")[0]
+        if what not in shown:
+            shown.add(what)
+            view.remark(what[:1].upper() + what[1:])
+
+    return progress
 
 
 def _follow_remote(

@@ -77,11 +77,7 @@ def submit(api: kube.Kube, submission: manifests.Submission) -> None:
     """
     name = submission.name
     if api.find("Job", name) is not None:
-        raise UserError(
-            f"job_name: expected a name that no job in namespace {api.namespace} has; got "
-            f"{submission.config.job_name}. Choose another one, or remove that job with `elasticdl "
-            f"job delete {submission.config.job_name}`."
-        )
+        raise taken(api, submission.config.job_name)
     created: list[Manifest] = []
     try:
         for manifest in manifests.objects(submission):
@@ -93,6 +89,13 @@ def submit(api: kube.Kube, submission: manifests.Submission) -> None:
             with contextlib.suppress(kube.Away, kube.Refused):
                 api.delete(manifest["kind"], manifest["metadata"]["name"])
         raise
+
+
+def taken(api: kube.Kube, job_name: str) -> UserError:
+    return UserError(
+        f"job_name: expected a name that no job in namespace {api.namespace} has; got {job_name}. "
+        f"Choose another one, or remove that job with `elasticdl job delete {job_name}`."
+    )
 
 
 def _created(api: kube.Kube, manifest: Manifest) -> Manifest:

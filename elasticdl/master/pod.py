@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -62,6 +63,8 @@ async def _run(definition: str, security: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         events.add_signal_handler(number, told.set)
     owner = await _until_answered(lambda: api.get("Job", name))
+    own = await _until_answered(lambda: api.get("Pod", os.uname().nodename))
+    config = dataclasses.replace(config, image=_image(own) or config.image)
     try:
         master = await _taken_over(api, name, config, template, owner)
     except UserError as error:
@@ -104,6 +107,15 @@ async def _run(definition: str, security: str) -> int:
     await serving
     await server.stop(grace=1.0)
     return 0 if last.phase == "succeeded" else 1
+
+
+def _image(pod: dict[str, Any]) -> str:
+    """What this pod runs, as REPOSITORY@sha256:…; empty: its node does not say."""
+    for container in pod.get("status", {}).get("containerStatuses", ()):
+        if container["name"] == "master":
+            found = str(container.get("imageID", "")).rpartition("://")[2]
+            return found if "@sha256:" in found else ""
+    return ""
 
 
 async def _taken_over(

@@ -67,6 +67,7 @@ def write(
     inputs = definition.inputs(sample_spec)
     exported = definition.export(target / SAVED_MODEL, target / KERAS_FILE, inputs)
     message = pb.TrainedModel(
+        docker_commit_id=f"docker-pullable://{config.image}" if "@sha256:" in config.image else "",
         model_def=source.model_def,
         model_def_params=configs.format_params(source.params),
         params_filename=PARAMETERS[config.params_format],

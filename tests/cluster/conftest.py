@@ -20,6 +20,7 @@ import pytest
 import yaml
 from sklearn import datasets as sklearn_datasets
 
+from elasticdl.cluster import image as images
 from elasticdl.cluster import kube, manifests
 from tests.jobs import faults, support
 
@@ -33,6 +34,9 @@ def pytest_collection_modifyitems(items):
         if pathlib.Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(600))
             item.add_marker(pytest.mark.xdist_group("cluster"))
+            # Docker's library leaves the connections of what it has run to the garbage collector.
+            leak = "ignore:.*docker.sock.*:pytest.PytestUnraisableExceptionWarning"
+            item.add_marker(pytest.mark.filterwarnings(leak))
 
 
 @pytest.fixture(scope="session")
@@ -249,12 +253,19 @@ class Running:
 
 
 @pytest.fixture(scope="session")
-def image(registry, tmp_path_factory):
+def image(registry, base_image, tmp_path_factory):
     """An image with the zoo of the tests."""
     zoo = tmp_path_factory.mktemp("image") / "zoo"
     shutil.copytree(support.ZOO, zoo, ignore=shutil.ignore_patterns("__pycache__"))
     (zoo / "requirements.txt").touch()
-    return os.environ["EDL_DEV_IMAGE"]
+    return images.build(
+        zoo, images.Options(f"{registry}/elasticdl-tests/zoo", base_image)
+    ).reference
+
+
+@pytest.fixture(scope="session")
+def base_image(registry):
+    return os.environ.get("ELASTICDL_TEST_BASE_IMAGE", f"{registry}/python:3.11-bookworm")
 
 
 class ApiServer:
@@ -291,7 +302,7 @@ def api_server(registry):
 
 
 @pytest.fixture
-def urgent(api, registry):
+def urgent(api, base_image):
     """Runs a pod of high priority that asks for so much of a node."""
     scheduling = kubernetes.client.SchedulingV1Api()
     name = f"{api.namespace}-urgent"
@@ -301,9 +312,7 @@ def urgent(api, registry):
     def urgent(cpu):
         container = {
             "name": "urgent",
-            "image": os.environ.get(
-                "ELASTICDL_TEST_BASE_IMAGE", f"{registry}/python:3.11-bookworm"
-            ),
+            "image": base_image,
             "command": ["sleep", "3600"],
             "resources": {"requests": {"cpu": cpu}},
         }

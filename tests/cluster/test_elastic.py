@@ -168,7 +168,7 @@ def test_a_worker_is_preempted_by_a_pod_of_higher_priority(count, plan, urgent):
     plan.hold("step", "go", worker="worker-0", version=8)
     it = count("--worker_requests=cpu=600m,memory=1Gi", "--worker_limits=cpu=1,memory=2Gi")
     plan.until_fired()
-    with urgent(cpu="600m"):
+    with urgent(cpu="900m"):
         until(lambda: any("is taken away" in note for note in it.notes()))
         plan.go("go")
         assert np.array_equal(counts(it.succeeds()), np.full(RECORDS, EPOCHS))
