@@ -12,11 +12,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # TensorFlow's greetings at import say nothing about the code under test.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help venv demo test check format proto chaos bench clean
+.PHONY: help venv demo test cluster-test check format proto chaos bench clean
 
 help:
 	@echo "make demo    install, train on handwritten digits with two workers, evaluate, predict"
 	@echo "make test    install, then all tests"
+	@echo "make cluster-test  install, then the tests on the Kubernetes of KUBECONFIG"
 	@echo "make check   format, lint, types, imports, unit tests: about a minute"
 	@echo "make format  put the code into its one format"
 	@echo "make proto   generate the wire code anew"
@@ -37,7 +38,11 @@ demo: venv
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/digits/run demo
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/cluster tests
+
+# One after the other: they are about one cluster. Without one, they fail here.
+cluster-test: venv
+	ELASTICDL_TEST_CLUSTER=required $(BIN)/python -m pytest tests/cluster
 
 check: venv
 	$(BIN)/ruff format --check .

@@ -107,6 +107,20 @@ def manifests_of(config: configs.JobConfig) -> str:
     return remote.as_yaml(manifests.objects(submission))
 
 
+def administration(namespace: str, account: str, cpu: str, memory: str, pods: int) -> str:
+    """What an administrator creates once, as YAML.
+
+    Args:
+        account: of masters whose users may not create roles.
+        cpu, memory, pods: that all jobs may use together.
+
+    Raises:
+        UserError: a quantity is none.
+    """
+    configs.parse_resources(f"cpu={cpu},memory={memory}", "quota")
+    return remote.as_yaml(manifests.administration(namespace, account, cpu, memory, pods))
+
+
 def jobs(where: configs.Where) -> list[running.Listed]:
     """All jobs in the namespace.
 

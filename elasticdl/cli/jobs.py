@@ -56,10 +56,10 @@ Example:
 
 app = typer.Typer(help="List, scale and stop jobs that run.", no_args_is_help=True)
 
-_CLUSTER = typer.Option(None, "--cluster", help="Where: local or kubernetes.")
-_CONTEXT = typer.Option(None, "--kube_context", help="Context of the kubeconfig.")
-_NAMESPACE = typer.Option(None, "--namespace", help="Namespace in the cluster.")
-_NAME = typer.Argument(..., metavar="NAME", help="The job's name; `elasticdl job list` has it.")
+CLUSTER = typer.Option(None, "--cluster", help="Where: local or kubernetes.")
+CONTEXT = typer.Option(None, "--kube_context", help="Context of the kubeconfig.")
+NAMESPACE = typer.Option(None, "--namespace", help="Namespace in the cluster.")
+NAME = typer.Argument(..., metavar="NAME", help="The job's name; `elasticdl job list` has it.")
 _JSON = typer.Option(False, "--json", help="Print one JSON document.")
 
 
@@ -104,9 +104,9 @@ def _with_master(session: Session, name: str, there: config.Where) -> Any:
 def list_(
     ctx: typer.Context,
     as_json: bool = _JSON,
-    cluster: str | None = _CLUSTER,
-    kube_context: str | None = _CONTEXT,
-    namespace: str | None = _NAMESPACE,
+    cluster: str | None = CLUSTER,
+    kube_context: str | None = CONTEXT,
+    namespace: str | None = NAMESPACE,
 ) -> None:
     """List the jobs that run on this machine, or those of a cluster's namespace."""
     session: Session = ctx.obj
@@ -144,11 +144,11 @@ def list_(
 @app.command(epilog=STATUS_EXAMPLES)
 def status(
     ctx: typer.Context,
-    name: str = _NAME,
+    name: str = NAME,
     as_json: bool = _JSON,
-    cluster: str | None = _CLUSTER,
-    kube_context: str | None = _CONTEXT,
-    namespace: str | None = _NAMESPACE,
+    cluster: str | None = CLUSTER,
+    kube_context: str | None = CONTEXT,
+    namespace: str | None = NAMESPACE,
 ) -> None:
     """Show how a job stands, its workers and what was decided."""
     session: Session = ctx.obj
@@ -165,11 +165,11 @@ def status(
 @app.command(epilog=SCALE_EXAMPLES)
 def scale(
     ctx: typer.Context,
-    name: str = _NAME,
+    name: str = NAME,
     num_workers: int = typer.Option(..., "--num_workers", help="Workers that there should be."),
-    cluster: str | None = _CLUSTER,
-    kube_context: str | None = _CONTEXT,
-    namespace: str | None = _NAMESPACE,
+    cluster: str | None = CLUSTER,
+    kube_context: str | None = CONTEXT,
+    namespace: str | None = NAMESPACE,
 ) -> None:
     """Change the number of a job's workers while it runs."""
     session: Session = ctx.obj
@@ -183,10 +183,10 @@ def scale(
 @app.command(epilog=STOP_EXAMPLES)
 def stop(
     ctx: typer.Context,
-    name: str = _NAME,
-    cluster: str | None = _CLUSTER,
-    kube_context: str | None = _CONTEXT,
-    namespace: str | None = _NAMESPACE,
+    name: str = NAME,
+    cluster: str | None = CLUSTER,
+    kube_context: str | None = CONTEXT,
+    namespace: str | None = NAMESPACE,
 ) -> None:
     """Stop a job."""
     session: Session = ctx.obj
@@ -202,12 +202,12 @@ def stop(
 @app.command(epilog=LOGS_EXAMPLES)
 def logs(
     ctx: typer.Context,
-    name: str = _NAME,
+    name: str = NAME,
     worker: str = typer.Option("", "--worker", help="Of this one alone, or of `master`."),
     follow: bool = typer.Option(False, "--follow", "-f", help="Go on until the job ends."),
-    cluster: str | None = _CLUSTER,
-    kube_context: str | None = _CONTEXT,
-    namespace: str | None = _NAMESPACE,
+    cluster: str | None = CLUSTER,
+    kube_context: str | None = CONTEXT,
+    namespace: str | None = NAMESPACE,
 ) -> None:
     """Show what a job's pods print."""
     session: Session = ctx.obj
@@ -223,10 +223,10 @@ def logs(
 @app.command(epilog=DELETE_EXAMPLES)
 def delete(
     ctx: typer.Context,
-    name: str = _NAME,
-    cluster: str | None = _CLUSTER,
-    kube_context: str | None = _CONTEXT,
-    namespace: str | None = _NAMESPACE,
+    name: str = NAME,
+    cluster: str | None = CLUSTER,
+    kube_context: str | None = CONTEXT,
+    namespace: str | None = NAMESPACE,
 ) -> None:
     """Delete a job with all that belongs to it in the cluster."""
     session: Session = ctx.obj

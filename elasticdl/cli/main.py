@@ -17,7 +17,7 @@ import typer
 
 from elasticdl import config
 from elasticdl import version as versions
-from elasticdl.cli import data, display, jobs
+from elasticdl.cli import admin, data, display, jobs
 from elasticdl.errors import Cancelled, UserCodeError, UserError
 
 POLL_S = 0.5
@@ -45,6 +45,7 @@ class Api(Protocol):
     def manifests(self, config: config.JobConfig) -> str: ...
     def jobs(self, where: config.Where = ...) -> list[Any]: ...
     def attach(self, job_name: str, where: config.Where = ...) -> Any: ...
+    def forward(self, job_name: str, where: config.Where) -> Any: ...
     def run_in_process(
         self, config: config.JobConfig, watch: Callable[[display.Status], None]
     ) -> Job: ...
@@ -528,3 +529,61 @@ app.command("config", epilog=CONFIG_EXAMPLES, help="Show each setting and where 
 )
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="job")
+app.add_typer(admin.app, name="admin")
+
+WATCH_EXAMPLES = """
+Example:
+
+  elasticdl job watch my-model-3f9a21
+"""
+
+DASHBOARD_EXAMPLES = """
+Example:
+
+  elasticdl dashboard my-model-3f9a21
+"""
+
+
+@jobs.app.command("watch", epilog=WATCH_EXAMPLES)
+def _watch(
+    ctx: typer.Context,
+    name: str = jobs.NAME,
+    cluster: str | None = jobs.CLUSTER,
+    kube_context: str | None = jobs.CONTEXT,
+    namespace: str | None = jobs.NAMESPACE,
+    json: bool = typer.Option(False, "--json", help=JSON.help),
+) -> int:
+    """Show a job in a cluster as the command does that has submitted it."""
+    session: Session = ctx.obj
+    there = jobs.where(session, cluster, kube_context, namespace)
+    if there.cluster == "local":
+        raise UserError(
+            f"job_name: expected a job in a cluster; {name} would be one on this machine, which "
+            f"its own command shows. See `elasticdl job status {name}`."
+        )
+    job = session.api().attach(name, there)
+    view = _view(session, job.config, {JSON.name} if json else set())
+    with contextlib.closing(view):
+        view.started(job.config, display.where(job.config))
+        return _follow_remote(job, view, session.clock, detach=False)
+
+
+@app.command("dashboard", epilog=DASHBOARD_EXAMPLES)
+def _dashboard(
+    ctx: typer.Context,
+    name: str = jobs.NAME,
+    cluster: str | None = jobs.CLUSTER,
+    kube_context: str | None = jobs.CONTEXT,
+    namespace: str | None = jobs.NAMESPACE,
+) -> int:
+    """Open the URL of a job in a cluster, until Ctrl-C."""
+    session: Session = ctx.obj
+    there = jobs.where(session, cluster, kube_context, namespace)
+    forward = session.api().forward(name, there)
+    with contextlib.closing(forward):
+        print(f"http://{forward.address}/", file=session.out, flush=True)
+        try:
+            while True:
+                time.sleep(POLL_S)
+        except Stopped:
+            return 0

@@ -15,6 +15,7 @@ from typing import Any
 import docker
 import docker.errors
 import requests
+from docker.utils.socket import frames_iter
 
 from elasticdl.cluster import context, manifests
 from elasticdl.errors import UserCodeError, UserError
@@ -107,18 +108,23 @@ def default_base_image() -> str:
 
 
 def requirements() -> list[str]:
-    """What elasticdl and its workers need, with this machine's minor version of TensorFlow."""
+    """What elasticdl and its workers need: as it is installed here, or, what is not, as elasticdl
+    asks for it. Of TensorFlow the minor version decides.
+    """
     found = []
     for text in importlib.metadata.requires("elasticdl") or ():
         requirement, _, marker = text.partition(";")
-        if not marker.strip() or re.search(r"extra\s*==\s*['\"]worker['\"]", marker):
+        if marker.strip() and not re.search(r"extra\s*==\s*['\"]worker['\"]", marker):
+            continue
+        name = re.split(r"[^\w.-]", requirement.strip())[0]
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             found.append(requirement.strip())
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        major, minor, *_ = importlib.metadata.version("tensorflow-cpu").split(".")
-        found = [
-            f"tensorflow-cpu=={major}.{minor}.*" if each.startswith("tensorflow") else each
-            for each in found
-        ]
+            continue
+        if name.startswith("tensorflow"):
+            version = f"{'.'.join(version.split('.')[:2])}.*"
+        found.append(f"{name}=={version.partition('+')[0]}")
     return sorted(found)
 
 
@@ -373,8 +379,7 @@ def _stepped(engine: Any, parent: Any, step: Step, key: str, options: Options) -
     options.progress(step.says)
     container = engine.containers.create(
         parent.id,
-        entrypoint=["sleep"],
-        command=["infinity"],
+        command=["sleep", "infinity"],
         user="root",
         tmpfs={_SECRETS: ""},
         platform=options.platform or None,
@@ -395,7 +400,6 @@ def _stepped(engine: Any, parent: Any, step: Step, key: str, options: Options) -
                     *(f"{name}={value}" for name, value in _ENVIRONMENT.items()),
                 ],
                 "User": _USER,
-                "Entrypoint": None,
                 "Cmd": ["python"],
                 "Labels": {**(parent.labels or {}), **labels},
             }
@@ -436,11 +440,13 @@ def _execute(container: Any, step: Step, progress: Callable[[str], None]) -> Non
         user="root",
     )
     lines: list[str] = []
-    for piece in engine.exec_start(run["Id"], stream=True):
-        for line in piece.decode(errors="replace").splitlines():
-            lines.append(line)
-            if line.strip():
-                progress(f"{step.says}: {line.strip()[:100]}")
+    stream = engine.exec_start(run["Id"], socket=True)
+    with contextlib.closing(stream), contextlib.closing(stream._response):
+        for _, piece in frames_iter(stream, tty=False):  # type: ignore[no-untyped-call]
+            for line in piece.decode(errors="replace").splitlines():
+                lines.append(line)
+                if line.strip():
+                    progress(f"{step.says}: {line.strip()[:100]}")
     status = engine.exec_inspect(run["Id"])["ExitCode"]
     if status:
         last = next((line for line in reversed(lines) if "ERROR" in line), (lines or [""])[-1])

@@ -68,7 +68,7 @@ def state(pod: Manifest) -> State:
     # A pod that was deleted may keep its phase until the last trace of it is removed.
     over = containers and all("terminated" in each.get("state", {}) for each in containers)
     if over or phase in ("Succeeded", "Failed"):
-        return State(worker, ending=_ending(pod))
+        return State(worker, ending=ending(pod))
     if phase == "Pending":
         return State(worker, pending=pending(pod))
     return State(worker, runs=True)
@@ -93,7 +93,8 @@ def pending(pod: Manifest) -> str:
     return ""
 
 
-def _ending(pod: Manifest) -> Ending:
+def ending(pod: Manifest) -> Ending:
+    """How a pod ended that has."""
     status = pod.get("status", {})
     cause = status.get("reason", "")
     message = status.get("message", "").rstrip(".")
@@ -133,7 +134,7 @@ def _ending(pod: Manifest) -> Ending:
 
 def _memory_limit(pod: Manifest) -> str:
     for container in pod.get("spec", {}).get("containers", ()):
-        if container["name"] == "worker":
+        if container["name"] in ("master", "worker"):
             return str(container.get("resources", {}).get("limits", {}).get("memory", ""))
     return ""
 
@@ -409,16 +410,16 @@ class Pods:
         if worker in self._there:
             self._later(self._disappeared(worker, pod))
 
-    async def _ended(self, worker: str, pod: Manifest, ending: Ending) -> None:
+    async def _ended(self, worker: str, pod: Manifest, how: Ending) -> None:
         name = pod["metadata"]["name"]
-        if ending.crashed:
+        if how.crashed:
             with contextlib.suppress(kube.Away, kube.Refused, OSError):
                 printed = await asyncio.to_thread(self._printed, name)
                 self.log(worker).write_bytes(printed)
         elif "deletionTimestamp" in pod["metadata"]:
             why = await self._cause(pod)
-            ending = Ending(why or ending.text)
-        self._gone(worker, ending)
+            how = Ending(why or how.text)
+        self._gone(worker, how)
 
     async def _disappeared(self, worker: str, pod: Manifest) -> None:
         if self._there.pop(worker, self) is self:

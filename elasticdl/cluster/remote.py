@@ -188,7 +188,21 @@ def _found(api: kube.Kube, job: Manifest) -> Found:
     if running:
         return Found(*about, "running", "The master is starting.")
     reasons = [reason for each in masters if (reason := podset.pending(each))]
-    return Found(*about, "pending", f"The master is pending: {reasons[-1]}." if reasons else "")
+    if reasons:
+        return Found(*about, "pending", f"The master is pending: {reasons[-1]}.")
+    ended = sorted(
+        (each for each in masters if each.get("status", {}).get("phase") == "Failed"),
+        key=lambda pod: str(pod["metadata"]["creationTimestamp"]),
+    )
+    if ended:
+        how = podset.ending(ended[-1])
+        words = (how.words.strip().splitlines() or [""])[-1]
+        times = f"{len(ended)} times, last " if len(ended) > 1 else ""
+        said = f"; its log ends: {words}" if words else ""
+        return Found(
+            *about, "pending", f"The master ended {times}by {how}{said}. Another one is started."
+        )
+    return Found(*about, "pending")
 
 
 def status_of(said: dict[str, Any]) -> pb.JobStatus:

@@ -34,9 +34,6 @@ def pytest_collection_modifyitems(items):
         if pathlib.Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(600))
             item.add_marker(pytest.mark.xdist_group("cluster"))
-            # Docker's library leaves the connections of what it has run to the garbage collector.
-            leak = "ignore:.*docker.sock.*:pytest.PytestUnraisableExceptionWarning"
-            item.add_marker(pytest.mark.filterwarnings(leak))
 
 
 @pytest.fixture(scope="session")
