@@ -195,7 +195,7 @@ def test_a_switch_can_be_taken_back() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["train", "--epoch=3"], "No such option: --epoch. Did you mean --epochs?"),
+        (["train", "--epoch=3"], "No such option: --epoch. Did you mean --detach or --epochs?"),
         (["predict", "--epochs=3"], "No such option: --epochs."),
         (["trian"], "No such command 'trian'. Did you mean 'train'?"),
         (["train", "--epochs"], "Option '--epochs' requires an argument."),

@@ -150,7 +150,7 @@ def workplace(tmp_path):
 def commits(saver, versions, *, speaks=True):
     for version in versions:
         saver.committed(position(version), speaks=speaks)
-        assert saver._writer.idle(PATIENCE_S)
+        assert saver._writer.wait(PATIENCE_S)
 
 
 # ---- when checkpoints are written -------------------------------------------------------------
