@@ -582,3 +582,100 @@ def test_every_setting_has_help_and_a_kind_that_has_it() -> None:
         assert setting.kinds
         assert setting.required <= setting.kinds
         assert (setting in config.settings(kind)) == (kind in setting.kinds)
+
+
+# ---- Kubernetes ---------------------------------------------------------------------------------
+
+
+def kubernetes(**given: object) -> config.JobConfig:
+    return config.JobConfig(kind="train", cluster="kubernetes", job_name="j", **given)  # type: ignore[arg-type]
+
+
+def test_a_configured_cluster_is_used_unless_told_otherwise(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path)}
+    assert config.resolve("train", TRAIN, environ).config.cluster == "local"
+    path = tmp_path / ".kube" / "config"
+    path.parent.mkdir()
+    path.touch()
+    found = config.resolve("train", TRAIN, environ).origins["cluster"]
+    assert found == config.Origin("kubernetes", str(path))
+    told = config.resolve("train", TRAIN, {**environ, "ELASTICDL_CLUSTER": "local"})
+    assert told.config.cluster == "local"
+    elsewhere = {**environ, "KUBECONFIG": str(tmp_path / "nowhere")}
+    assert config.resolve("train", TRAIN, elsewhere).config.cluster == "local"
+
+
+def test_where_jobs_are_that_are_named_alone(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "ELASTICDL_NAMESPACE": "mine"}
+    assert config.where({}, environ) == config.Where("local", "", "mine")
+    given = {"cluster": "kubernetes", "namespace": "yours", "kube_context": None}
+    assert config.where(given, environ) == config.Where("kubernetes", "", "yours")
+
+
+def test_what_volumes_mean() -> None:
+    text = "claim=records,path=/data/; host_path=/mnt/a,path=/out,sub_path=me,read_only=true"
+    assert config.parse_volumes(text) == (
+        config.Volume("records", "", "/data"),
+        config.Volume("", "/mnt/a", "/out", "me", read_only=True),
+    )
+    assert config.parse_volumes("") == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "claim=a",
+        "path=/data",
+        "claim=a,host_path=/b,path=/data",
+        "claim=a,path=data",
+        "host_path=b,path=/data",
+        "claim=a,path=/data,size=3",
+        "claim=a,path=/",
+        "claim=a,path=/data;claim=b,path=/data/",
+        "claim=a,path=/data,read_only=perhaps",
+    ],
+)
+def test_what_is_no_volume(text: str) -> None:
+    with pytest.raises(UserError, match="volumes: expected"):
+        kubernetes(volumes=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", 1), ("100m", 0.1), ("1.5", 1.5), ("2Gi", 2 << 30), ("3k", 3000), ("4M", 4_000_000)],
+)
+def test_what_quantities_mean(text: str, value: float) -> None:
+    assert config.quantity(text) == value
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"worker_requests": "cpu=many"},
+        {"worker_requests": "cpu=0"},
+        {"worker_limits": "memory=2GB"},
+        {"master_requests": "cpu"},
+        {"env": "A"},
+        {"env": "A=1,A=2"},
+        {"node_selector": "=a"},
+        {"tolerations": "spot:Sometimes"},
+        {"worker_gpus": 2},
+        {"keep_s": -1.0},
+    ],
+)
+def test_what_kubernetes_could_not_take_is_refused_by_name(given: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"^{next(iter(given))}: expected"):
+        kubernetes(**given)
+
+
+def test_what_tolerations_mean() -> None:
+    assert config.parse_tolerations("spot=true:NoSchedule, gpu, old:NoExecute") == (
+        config.Toleration("spot", "true", "NoSchedule"),
+        config.Toleration("gpu", "", ""),
+        config.Toleration("old", "", "NoExecute"),
+    )
+
+
+def test_on_kubernetes_names_are_shorter() -> None:
+    with pytest.raises(UserError, match="job_name: expected at most 40 characters"):
+        config.JobConfig(kind="train", cluster="kubernetes", job_name="a" * 41)

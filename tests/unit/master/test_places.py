@@ -506,6 +506,30 @@ def test_living_workers_are_ended_where_their_job_cannot_go_on(tmp_path, config,
     again.discard()
 
 
+def test_the_next_master_wants_as_many_workers_as_the_last_one_was_asked_for(tmp_path, config):
+    asked = config("train", tmp_path / "out", num_workers=2)
+    first = places.Places.of(asked)
+    first.scaled(4)
+    first.claim.release()
+    again = places.Places.of(asked, again=str(first.work))
+    assert again.definition.config.num_workers == 4
+    again.claim.release()
+
+
+def test_a_later_master_of_the_same_submission_takes_over_with_a_higher_number(tmp_path, config):
+    asked = config("train", tmp_path / "out")
+    first = places.Places.of(asked, submission="one", term=3)
+    assert first.definition.term == 3
+    first.claim.release()
+    second = places.Places.of(asked, submission="one", term=9)
+    assert (second.beginning, second.definition.term) == (Beginning.TAKEOVER, 9)
+    second.claim.release()
+    # Another job of the same name is no later master of this one.
+    third = places.Places.of(asked, submission="two", term=1)
+    assert (third.beginning, third.definition.term) == (Beginning.ANEW, 10)
+    third.discard()
+
+
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 @pytest.mark.parametrize("restart", [False, True])
 def test_the_next_master_of_a_command_takes_over_whoever_lives(tmp_path, config, kind, restart):
