@@ -78,6 +78,28 @@ def _image(config: configs.JobConfig, api: kube.Kube, progress: Callable[[str], 
     ).reference
 
 
+def zoo_image(
+    zoo: str, config: configs.JobConfig, progress: Callable[[str], None], *, push: bool
+) -> str:
+    """The name of a zoo's image, or, where it is pushed, its reference.
+
+    Args:
+        zoo: directory or URL; empty: the zoo that comes with elasticdl.
+
+    Raises:
+        UserError
+    """
+    directory = Path(gitzoo.local(zoo, os.environ)) if zoo else image.BUILTIN
+    options = image.Options(
+        image.required_repository(config.image_repository),
+        config.base_image,
+        config.platform,
+        progress,
+    )
+    built = image.build(directory, options, push=push)
+    return built.reference if push else built.tag
+
+
 def _platform(api: kube.Kube) -> str:
     """That of the nodes, where they all have one; empty where that cannot be seen."""
     try:

@@ -17,7 +17,7 @@ import typer
 
 from elasticdl import config
 from elasticdl import version as versions
-from elasticdl.cli import admin, data, display, jobs
+from elasticdl.cli import admin, data, display, jobs, zoo
 from elasticdl.errors import Cancelled, UserCodeError, UserError
 
 POLL_S = 0.5
@@ -529,6 +529,7 @@ app.command("config", epilog=CONFIG_EXAMPLES, help="Show each setting and where 
 )
 app.add_typer(data.app, name="data")
 app.add_typer(jobs.app, name="job")
+app.add_typer(zoo.app, name="zoo")
 app.add_typer(admin.app, name="admin")
 
 WATCH_EXAMPLES = """

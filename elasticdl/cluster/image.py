@@ -20,6 +20,8 @@ from docker.utils.socket import frames_iter
 from elasticdl.cluster import context, manifests
 from elasticdl.errors import UserCodeError, UserError
 
+BUILTIN = Path(__file__).resolve().parents[1] / "zoo"  # that comes with elasticdl
+
 _SCHEME = "docker-pullable://"
 _CONTENT_LABEL = "org.elasticdl.content"  # of the elasticdl in an image
 _STEP_LABEL = "org.elasticdl.step"
@@ -235,18 +237,19 @@ def package_step() -> Step:
 # ---- making them --------------------------------------------------------------------------------
 
 
-def build(zoo: Path | None, options: Options) -> Built:
+def build(zoo: Path | None, options: Options, *, push: bool = True) -> Built:
     """Makes the image of a zoo and pushes it, unless its registry has it.
 
     Args:
         zoo: directory; None: without one.
+        push: False: it stays here, and has no reference.
 
     Raises:
         UserError
     """
     entries = None if zoo is None else context.zoo_entries(zoo)
     base = options.base_image or default_base_image()
-    return _made(base, steps(entries), options, check_python=True)
+    return _made(base, steps(entries), options, check_python=True, push=push)
 
 
 def derived(docker_commit_id: str, options: Options) -> str:
@@ -273,7 +276,14 @@ class NoDocker(UserError):
     """There is no Docker engine to be reached."""
 
 
-def _made(base: str, steps: Sequence[Step], options: Options, *, check_python: bool) -> Built:
+def _made(
+    base: str,
+    steps: Sequence[Step],
+    options: Options,
+    *,
+    check_python: bool,
+    push: bool = True,
+) -> Built:
     repository = required_repository(options.repository)
     with _engine() as engine:
         _pull(engine, base, options.platform, unless_there=True)
@@ -283,7 +293,7 @@ def _made(base: str, steps: Sequence[Step], options: Options, *, check_python: b
             key := hashlib.sha256(f"{key} {each.content}".encode()).hexdigest() for each in steps
         ]
         tag = f"{repository}:{keys[-1][:20]}"
-        there = _registered(engine, tag)
+        there = _registered(engine, tag) if push else ""
         if there:
             return Built(tag, f"{repository}@{there}", fresh=False)
         if check_python:
@@ -291,6 +301,8 @@ def _made(base: str, steps: Sequence[Step], options: Options, *, check_python: b
         for step, key in zip(steps, keys, strict=True):
             parent = _stepped(engine, parent, step, key, options)
         parent.tag(tag)
+        if not push:
+            return Built(tag, "", fresh=True)
         _push(engine, tag, options.progress)
         return Built(tag, f"{repository}@{_registered(engine, tag)}", fresh=True)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import docker
+import numpy as np
 import pytest
 
 from elasticdl.cluster import context, image
@@ -244,3 +245,29 @@ def test_a_zoo_from_a_git_repository(run, zoo, settings, written, volume, tmp_pa
     assert ended.status == 0, ended.err
     assert (volume.directory / "out" / "trained" / artifact.TRAINED_MODEL).exists()
     assert support.history(volume.directory / "out" / "trained", "train")
+
+
+def test_the_zoo_that_comes_along_is_prebuilt_and_used_without_docker(
+    run, settings, volume, base_image
+):
+    settings["ELASTICDL_IMAGE_REPOSITORY"] += "-builtin"
+    built = run("zoo", "build", "--builtin", environ=settings)
+    assert built.out.startswith(f"{settings['ELASTICDL_IMAGE_REPOSITORY']}:"), built
+    pushed = run("zoo", "push", "--builtin", environ=settings)
+    reference = pushed.out.strip()
+    assert reference.startswith(f"{settings['ELASTICDL_IMAGE_REPOSITORY']}@sha256:"), pushed
+
+    random = np.random.default_rng(0)
+    columns = {
+        "image": random.uniform(0, 255, (64, 28, 28)).astype(np.float32),
+        "label": random.integers(0, 10, (64, 1)),
+    }
+    support.write(volume.directory / "mnist.recordio", columns)
+    trained = run(
+        *("train", f"--image={reference}", "--model_def=mnist.MnistElasticDLSpec", "--quiet"),
+        *(f"--data={POD}/mnist.recordio", f"--output={POD}/trained"),
+        environ={**settings, "DOCKER_HOST": "tcp://127.0.0.1:1"},
+    )
+    assert trained.status == 0, trained.err
+    model = artifact.read(str(volume.directory / "trained"))
+    assert model.docker_commit_id == f"docker-pullable://{reference}"
