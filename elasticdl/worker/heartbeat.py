@@ -255,7 +255,9 @@ class Heartbeat:
                     self._stream.cancel()
                 for orders in self._stream:
                     if 0 < orders.term < self._client.term:
-                        break  # of a master that another one has taken over from
+                        # Of a master that another one has taken over from.
+                        self._stream.cancel()
+                        continue
                     # A new master does not know yet what the last one had given up.
                     self._given_up = max(self._given_up, orders.given_up)
                     self.regroup = orders.regroup
