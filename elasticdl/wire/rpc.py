@@ -3,6 +3,7 @@
 import hmac
 import json
 import os
+import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -182,13 +183,18 @@ class Client:
             Unreachable: no master is known, or the client is closed.
         """
         self._look()
-        if self._master is None:
+        master = self._master
+        if master is None:
             raise self._unreachable(method)
         try:
-            stream = getattr(self._master.stub, method)(request)
+            stream = getattr(master.stub, method)(request)
         except ValueError as error:
             raise self._unreachable(method) from error
-        return Stream(stream, self._unreachable(method))
+        return Stream(stream, self._unreachable(method), master)
+
+    def leads_to(self, stream: "Stream") -> bool:
+        """Whether this stream comes from the present master."""
+        return stream.master is self._master
 
     def close(self) -> None:
         """Ends all calls."""
@@ -260,21 +266,49 @@ class Stream:
     """The messages of one streaming call; ends when the master has no more.
 
     Iterating raises `Unreachable` when the stream breaks, or was cancelled.
+
+    Args:
+        master: that is called.
     """
 
-    def __init__(self, call: Any, broken: Unreachable) -> None:
+    def __init__(self, call: Any, broken: Unreachable, master: object = None) -> None:
         self._call = call
         self._broken = broken
+        self.master = master
+        # A call that meets a server's end may never come to its own, not even if it is cancelled:
+        # nobody but this thread waits for gRPC.
+        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._receive, daemon=True).start()
 
     def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from self._call
-        except grpc.RpcError as error:
-            raise self._broken from error
+        while True:
+            message = self._messages.get()
+            if isinstance(message, _Over):
+                if message.cause is None:
+                    return
+                raise self._broken from message.cause
+            yield message
 
     def cancel(self) -> None:
         """Ends it, from any thread."""
         self._call.cancel()
+        self._messages.put(_Over(self._broken))
+
+    def _receive(self) -> None:
+        try:
+            for message in self._call:
+                self._messages.put(message)
+        except grpc.RpcError as error:
+            self._messages.put(_Over(error))
+        else:
+            self._messages.put(_Over(None))
+
+
+@dataclass(frozen=True)
+class _Over:
+    """No more messages come; `cause` None: as the master has no more."""
+
+    cause: Exception | None
 
 
 def write_locator(path: str, address: str, term: int) -> None:

@@ -200,6 +200,10 @@ class Heartbeat:
                 self._send(self._every_s * _BEATS_PER_GRACE)
                 self._heard = time.monotonic()
                 self.orphaned = False
+                stream = self._stream
+                if stream is not None and not self._client.leads_to(stream):
+                    # An earlier master has no more to say.
+                    stream.cancel()
             except rpc.Unreachable:
                 self.orphaned = time.monotonic() - self._heard > self._orphan_s
                 if self._stream is not None:
