@@ -60,7 +60,11 @@ class Started:
 
     def running(self):
         """The command lines of its processes, wherever they hang in the tree."""
-        return [" ".join(process.cmdline()) for process in self.processes()]
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                found.append(" ".join(process.cmdline()))
+        return found
 
     def processes(self):
         """The command itself, the master and the workers, as far as they run."""

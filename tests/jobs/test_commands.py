@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import elasticdl
-from elasticdl import api
+from elasticdl.api import local
 from elasticdl.cluster import forkserver
 from tests.jobs import support
 
@@ -266,7 +266,7 @@ def test_a_job_from_python_is_cancelled(numbered, tmp_path):
 def test_masters_that_others_kill_are_replaced_as_often_as_that_happens(
     numbered, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(api, "_SOON_S", 0.0)
+    monkeypatch.setattr(local, "_SOON_S", 0.0)
     job = elasticdl.train(
         model_zoo=support.ZOO,
         model_def="broken.Fine",
@@ -276,7 +276,7 @@ def test_masters_that_others_kill_are_replaced_as_often_as_that_happens(
         checkpoint_every=0,
     )
     killed = set()
-    while len(killed) < api._MOST_DEATHS + 2:
+    while len(killed) < local._MOST_DEATHS + 2:
         job.status()
         claim = json.loads((tmp_path / "model" / ".elasticdl" / "claim").read_text() or "{}")
         if claim and claim["pid"] not in killed:
