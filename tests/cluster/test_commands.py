@@ -35,7 +35,7 @@ def settings(registry, base_image, namespace, volume):
     return {
         "ELASTICDL_CLUSTER": "kubernetes",
         "ELASTICDL_NAMESPACE": namespace,
-        "ELASTICDL_IMAGE_REPOSITORY": f"{registry}/elasticdl-tests/digits",
+        "ELASTICDL_IMAGE_REPOSITORY": f"{registry}/elasticdl-tests/zoo",
         "ELASTICDL_BASE_IMAGE": base_image,
         "ELASTICDL_VOLUMES": f"host_path={volume.directory},path={POD}",
         "ELASTICDL_WORKER_REQUESTS": "cpu=100m,memory=1Gi",
@@ -137,7 +137,7 @@ def test_an_unchanged_zoo_builds_and_pushes_nothing_and_a_changed_model_little(
     registry, base_image, zoo
 ):
     said = []
-    options = image.Options(f"{registry}/elasticdl-tests/layers", base_image, "", said.append)
+    options = image.Options(f"{registry}/elasticdl-tests/zoo", base_image, "", said.append)
     first = image.build(zoo, options)
     said.clear()
     assert image.build(zoo, options) == image.Built(first.tag, first.reference, fresh=False)
@@ -152,7 +152,7 @@ def test_an_unchanged_zoo_builds_and_pushes_nothing_and_a_changed_model_little(
 
 
 def test_the_zoo_is_there_by_both_names_and_nobody_is_root(registry, base_image, zoo):
-    built = image.build(zoo, image.Options(f"{registry}/elasticdl-tests/layers", base_image))
+    built = image.build(zoo, image.Options(f"{registry}/elasticdl-tests/zoo", base_image))
     engine = docker.from_env()
     program = "import os, elasticdl; print(os.getuid(), open('/model_zoo/custom/digits.py').read())"
     try:
@@ -167,7 +167,7 @@ def test_what_pip_was_told_of_the_client_is_in_no_layer(registry, base_image, zo
     monkeypatch.setenv("PIP_TRUSTED_HOST", f"{secret}.example.com")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     (zoo / "requirements.txt").write_text(f"six  # {os.urandom(8).hex()}\n")
-    built = image.build(zoo, image.Options(f"{registry}/elasticdl-tests/layers", base_image))
+    built = image.build(zoo, image.Options(f"{registry}/elasticdl-tests/zoo", base_image))
     engine = docker.from_env()
     try:
         made = engine.images.get(built.tag)
@@ -185,13 +185,13 @@ def test_what_pip_was_told_of_the_client_is_in_no_layer(registry, base_image, zo
 
 
 def test_an_image_with_this_elasticdl_is_used_as_it_stands(registry, base_image, zoo):
-    options = image.Options(f"{registry}/elasticdl-tests/layers", base_image)
+    options = image.Options(f"{registry}/elasticdl-tests/zoo", base_image)
     built = image.build(zoo, options)
     assert image.derived(image.pullable(built.reference), options) == built.reference
 
 
 def test_an_image_with_another_elasticdl_gets_this_one(registry, base_image, zoo, monkeypatch):
-    options = image.Options(f"{registry}/elasticdl-tests/layers", base_image)
+    options = image.Options(f"{registry}/elasticdl-tests/zoo", base_image)
     entries = context.package_entries()
     other = [*entries, context.Entry("elasticdl/other.txt", entries[0].source)]
     monkeypatch.setattr(context, "package_entries", lambda: other)
@@ -250,7 +250,6 @@ def test_a_zoo_from_a_git_repository(run, zoo, settings, written, volume, tmp_pa
 def test_the_zoo_that_comes_along_is_prebuilt_and_used_without_docker(
     run, settings, volume, base_image
 ):
-    settings["ELASTICDL_IMAGE_REPOSITORY"] += "-builtin"
     built = run("zoo", "build", "--builtin", environ=settings)
     assert built.out.startswith(f"{settings['ELASTICDL_IMAGE_REPOSITORY']}:"), built
     pushed = run("zoo", "push", "--builtin", environ=settings)
