@@ -17,14 +17,8 @@ REQUIREMENTS = "requirements.txt"
 
 _LARGEST = 200 << 20
 _SHOWN = 5  # of the largest files
-_NEVER = (
-    "**/.git",
-    "**/__pycache__",
-    "**/.venv",
-    "**/*.recordio",
-    "**/.elasticdl",
-    "**/.DS_Store",
-)
+_NEVER = frozenset((".git", "__pycache__", ".venv", ".elasticdl", ".DS_Store"))
+_DATA = ".recordio"
 
 
 @dataclass(frozen=True)
@@ -62,11 +56,15 @@ def zoo_entries(zoo: Path) -> list[Entry]:
         )
     ignored = zoo / ".dockerignore"
     patterns = ignored.read_text(encoding="utf-8").splitlines() if ignored.is_file() else []
-    environments = [str(found.parent.relative_to(zoo)) for found in sorted(zoo.rglob("pyvenv.cfg"))]
-    names = exclude_paths(str(zoo), [*patterns, *_NEVER, *environments])
+    environments = {found.parent.relative_to(zoo) for found in zoo.rglob("*/pyvenv.cfg")}
     entries = []
-    for name in sorted(names):
+    for name in sorted(exclude_paths(str(zoo), patterns)):
         path = zoo / name
+        # Not as patterns: one with an exclamation mark would let files below them in again.
+        if _NEVER & set(Path(name).parts) or path.suffix == _DATA:
+            continue
+        if environments & {Path(name), *Path(name).parents}:
+            continue
         # Links become what they lead to, as in the copy that a trained model has.
         if path.is_file():
             executable = path.stat().st_mode & stat.S_IXUSR

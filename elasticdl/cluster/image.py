@@ -219,9 +219,11 @@ def steps(zoo: Sequence[context.Entry] | None) -> list[Step]:
             )
     found.append(package_step())
     if zoo is not None:
-        # Models name it by both paths.
-        custom = context.Entry("custom", None, 0o777, ".")
-        found.append(Step("adding the zoo", (*zoo, custom), manifests.MODEL_ZOO.strip("/")))
+        entries = list(zoo)
+        if not any(each.name.split("/")[0] == "custom" for each in zoo):
+            # Models name it by both paths.
+            entries.append(context.Entry("custom", None, 0o777, "."))
+        found.append(Step("adding the zoo", tuple(entries), manifests.MODEL_ZOO.strip("/")))
     return found
 
 

@@ -64,7 +64,8 @@ async def _run(definition: str, security: str) -> int:
         events.add_signal_handler(number, told.set)
     owner = await _until_answered(lambda: api.get("Job", name))
     own = await _until_answered(lambda: api.get("Pod", os.uname().nodename))
-    config = dataclasses.replace(config, image=_image(own) or config.image)
+    if "@sha256:" not in config.image:
+        config = dataclasses.replace(config, image=_image(own) or config.image)
     try:
         master = await _taken_over(api, name, config, template, owner)
     except UserError as error:
@@ -110,7 +111,10 @@ async def _run(definition: str, security: str) -> int:
 
 
 def _image(pod: dict[str, Any]) -> str:
-    """What this pod runs, as REPOSITORY@sha256:…; empty: its node does not say."""
+    """What this pod runs, as REPOSITORY@sha256:…; empty: its node does not say.
+
+    A node names an image by any repository that it knows it from.
+    """
     for container in pod.get("status", {}).get("containerStatuses", ()):
         if container["name"] == "master":
             found = str(container.get("imageID", "")).rpartition("://")[2]

@@ -44,6 +44,23 @@ def test_what_dockerignore_names_stays_out(zoo):
     assert names(zoo) == [".dockerignore", "keep.md", "model.py", "requirements.txt"]
 
 
+def test_what_dockerignore_lets_in_again_is_never_history_or_bytecode(zoo):
+    (zoo / ".dockerignore").write_text("*\n!requirements.txt\n!.git*\n!env\n!__pycache__\n!deep\n")
+    for name in (".git/config", ".git/a", "__pycache__/a.pyc", "env/pyvenv.cfg", "env/a", "deep/a"):
+        (zoo / name).parent.mkdir(exist_ok=True)
+        (zoo / name).touch()
+    assert names(zoo) == [".dockerignore", "deep/a", "requirements.txt"]
+
+
+def test_the_directory_that_a_zoo_calls_custom_stays_its_own(zoo):
+    linked = image.steps(context.zoo_entries(zoo))[-1].entries
+    assert [each.link for each in linked if each.name == "custom"] == ["."]
+    (zoo / "custom").mkdir()
+    (zoo / "custom" / "model.py").touch()
+    entries = image.steps(context.zoo_entries(zoo))[-1].entries
+    assert not any(each.link for each in entries)
+
+
 def test_without_requirements_it_is_said_how_to_make_them(zoo):
     (zoo / "requirements.txt").unlink()
     with pytest.raises(UserError, match=f"touch {zoo}/requirements.txt"):
