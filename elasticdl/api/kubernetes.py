@@ -57,6 +57,7 @@ def _image(config: configs.JobConfig, api: kube.Kube, progress: Callable[[str], 
         image.required_repository(config.image_repository),
         config.base_image,
         config.platform or _platform(api),
+        config.worker_gpus > 0,
         progress,
     )
     if config.kind == "train":
@@ -94,6 +95,7 @@ def zoo_image(
         image.required_repository(config.image_repository),
         config.base_image,
         config.platform,
+        config.worker_gpus > 0,
         progress,
     )
     built = image.build(directory, options, push=push)

@@ -34,6 +34,8 @@ _ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONPATH": "/elasticdl",
 }
+# By which NVIDIA's container runtime knows what to put in; CUDA itself comes with the packages.
+_GPU = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 # Settings of pip that say where packages come from; those in files of the client, too.
 _INDEX = ("index-url", "extra-index-url", "trusted-host", "proxy")
 _CERTIFICATES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -63,12 +65,14 @@ class Options:
         repository: that they are pushed to.
         base_image: with Python; empty: the official one of this Python's version.
         platform: such as linux/arm64; empty: the engine's.
+        gpu: whether workers train on NVIDIA's GPUs.
         progress: is told what is done, a line at a time.
     """
 
     repository: str
     base_image: str = ""
     platform: str = ""
+    gpu: bool = False
     progress: Callable[[str], None] = field(default=lambda line: None, compare=False)
 
 
@@ -109,14 +113,17 @@ def default_base_image() -> str:
 # ---- what goes into an image --------------------------------------------------------------------
 
 
-def requirements() -> list[str]:
+def requirements(extra: str = "worker") -> list[str]:
     """What elasticdl and its workers need: as it is installed here, or, what is not, as elasticdl
     asks for it. Of TensorFlow the minor version decides.
+
+    Args:
+        extra: of elasticdl; worker or gpu.
     """
     found = []
     for text in importlib.metadata.requires("elasticdl") or ():
         requirement, _, marker = text.partition(";")
-        if marker.strip() and not re.search(r"extra\s*==\s*['\"]worker['\"]", marker):
+        if marker.strip() and not re.search(rf"extra\s*==\s*['\"]{extra}['\"]", marker):
             continue
         name = re.split(r"[^\w.-]", requirement.strip())[0]
         try:
@@ -126,7 +133,8 @@ def requirements() -> list[str]:
             continue
         if name.startswith("tensorflow"):
             version = f"{'.'.join(version.split('.')[:2])}.*"
-        found.append(f"{name}=={version.partition('+')[0]}")
+        extras = re.match(r"[\w.-]+(\[[^\]]*\])?", requirement.strip())
+        found.append(f"{name}{(extras and extras[1]) or ''}=={version.partition('+')[0]}")
     return sorted(found)
 
 
@@ -193,13 +201,14 @@ class Step:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def steps(zoo: Sequence[context.Entry] | None) -> list[Step]:
+def steps(zoo: Sequence[context.Entry] | None, *, gpu: bool = False) -> list[Step]:
     """How an image is made of a base image; what changes most often comes last.
 
     Args:
         zoo: its entries; None: the image gets none.
+        gpu: whether workers train on NVIDIA's GPUs.
     """
-    names = " ".join(f"'{each}'" for each in requirements())
+    names = " ".join(f"'{each}'" for each in requirements("gpu" if gpu else "worker"))
     found = [
         Step(
             "installing what elasticdl needs (this takes minutes, once)",
@@ -251,7 +260,7 @@ def build(zoo: Path | None, options: Options, *, push: bool = True) -> Built:
     """
     entries = None if zoo is None else context.zoo_entries(zoo)
     base = options.base_image or default_base_image()
-    return _made(base, steps(entries), options, check_python=True, push=push)
+    return _made(base, steps(entries, gpu=options.gpu), options, check_python=True, push=push)
 
 
 def derived(docker_commit_id: str, options: Options) -> str:
@@ -412,6 +421,7 @@ def _stepped(engine: Any, parent: Any, step: Step, key: str, options: Options) -
                 "Env": [
                     *_kept_environment(parent),
                     *(f"{name}={value}" for name, value in _ENVIRONMENT.items()),
+                    *(f"{name}={value}" for name, value in _GPU.items() if options.gpu),
                 ],
                 "User": _USER,
                 "Cmd": ["python"],
@@ -426,7 +436,7 @@ def _stepped(engine: Any, parent: Any, step: Step, key: str, options: Options) -
 
 def _kept_environment(image: Any) -> list[str]:
     given = image.attrs["Config"].get("Env") or []
-    return [each for each in given if each.partition("=")[0] not in _ENVIRONMENT]
+    return [each for each in given if each.partition("=")[0] not in _ENVIRONMENT | _GPU]
 
 
 def _execute(container: Any, step: Step, progress: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """Job.step(event) → [effect]: the only way that a job's state changes."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -58,6 +59,21 @@ class HeartbeatCame:
 class Ticked:
     """Time went by."""
 
+    now: float
+
+
+@dataclass(frozen=True)
+class ConnectionMade:
+    """A worker follows its orders from now on."""
+
+    worker: str
+
+
+@dataclass(frozen=True)
+class ConnectionBroke:
+    """The connection over which a worker followed its orders has broken."""
+
+    worker: str
     now: float
 
 
@@ -173,6 +189,8 @@ Event = (
     | JoinCalled
     | HeartbeatCame
     | Ticked
+    | ConnectionMade
+    | ConnectionBroke
     | WorkerPends
     | WorkerTaken
     | WorkerGone
@@ -320,6 +338,7 @@ AT_WORK = ("member", "evaluating", "exporting")  # phases of members of a genera
 _BUSY = ("starting", "exporting")
 _UNHEARD_GRACES = 3  # times grace_s, for a worker to find its new master
 _STOP_S = 15.0  # for a last checkpoint
+_BROKEN_S = 0.2  # for a worker whose connection broke to show that it lives
 _STALL_S = 0.25  # for the other members to notice that one has left their generation
 _PACE_S = 2.0  # that a comparison of members' paces takes in
 _PACE_STEPS = 10
@@ -361,6 +380,7 @@ class Job:
     _unheard: set[str] = field(default_factory=set)  # left by an earlier master
     _missed: bool = False  # one of those was lost before it could say whether it was a member
     _seen: dict[str, _Seen] = field(default_factory=dict)
+    _broken: dict[str, float] = field(default_factory=dict)  # connections, since when
     _waiting: dict[str, membership.Candidate] = field(default_factory=dict)
     _waiting_since: dict[str, float] = field(default_factory=dict)
     _given_up: int = 0
@@ -487,6 +507,13 @@ class Job:
                 return self._hear(event)
             case Ticked():
                 return self._tick(event.now)
+            case ConnectionMade():
+                self._broken.pop(event.worker, None)
+                return []
+            case ConnectionBroke():
+                if event.worker in self._alive:
+                    self._broken[event.worker] = event.now
+                return []
             case WorkerPends():
                 return self._pend(event)
             case WorkerTaken():
@@ -664,6 +691,7 @@ class Job:
         self._pending.pop(worker, None)
         self._unheard.discard(worker)
         self._seen.pop(worker, None)
+        self._broken.pop(worker, None)
         self._costs.pop(worker, None)
         self._paces.pop(worker, None)
         self.leases.give_back(worker)
@@ -705,6 +733,7 @@ class Job:
             seen.phase = phase
         self._alive.add(worker)
         self._unheard.discard(worker)
+        self._broken.pop(worker, None)
         self._next_number = max(self._next_number, pods.number_of(worker) + 1)
 
     def _adopt(self, event: HeartbeatCame) -> None:
@@ -746,7 +775,7 @@ class Job:
             if pause > self.rules.grace_s / 2:
                 # Nobody listened all the time, for example because this machine slept.
                 seen.at = min(now, seen.at + pause - self.rules.grace_s / 2)
-        effects = self._give_up_silent(now)
+        effects = self._give_up_silent(now) + self._give_up_broken(now)
         if self.over:
             return effects
         self._give_up_stalled(now)
@@ -776,6 +805,25 @@ class Job:
                 effects += self._forget(worker)
             effects += self._lose(silent, reason)
         return effects
+
+    def _give_up_broken(self, now: float) -> list[Effect]:
+        """Loses the members that nobody is connected with any more: the connection for their
+        orders broke, they were not heard from since, and others have left the generation, as they
+        do when theirs with such a member breaks. Where processes are not this machine's, nothing
+        says so earlier.
+        """
+        members = self.members
+        if math.isinf(self.rules.grace_s) or not any(each in self._waiting for each in members):
+            return []
+        broken = [
+            worker
+            for worker in members
+            if worker not in self._waiting
+            and self._seen[worker].phase not in _BUSY
+            and now - self._broken.get(worker, now) > min(_BROKEN_S, self.rules.grace_s)
+        ]
+        reason = "its connections broke, and it was not heard from since"
+        return [*(KillWorker(each, reason) for each in broken), *self._lose(broken, reason)]
 
     def _grace_s(self, phase: str) -> float:
         if phase == "unheard":

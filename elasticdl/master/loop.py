@@ -263,9 +263,15 @@ class Loop:
         self._followers[request.worker] = follower
         orders = self.job.orders(request.worker)
         self._ordered[request.worker] = orders
-        yield self._orders_message(orders)
-        while self._followers.get(request.worker) is follower:
-            yield await follower.get()
+        self.post(job.ConnectionMade(request.worker))
+        try:
+            yield self._orders_message(orders)
+            while self._followers.get(request.worker) is follower:
+                yield await follower.get()
+        finally:
+            if self._followers.get(request.worker) is follower:
+                del self._followers[request.worker]
+                self.post(job.ConnectionBroke(request.worker, time.monotonic()))
 
     def _orders_message(self, orders: job.Orders) -> pb.Orders:
         return pb.Orders(

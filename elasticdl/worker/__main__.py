@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 from elasticdl.config import JobConfig
 from elasticdl.errors import Cancelled, UserCodeError, UserError
@@ -44,7 +45,9 @@ def work(where: str, worker: str, security: str = "", *, in_process: bool = Fals
         # TensorFlow takes seconds to import; the master already hears this worker's heart.
         from elasticdl.worker import session
 
-        session.Session(client, worker, registered, beat, leaver).run()
+        session.Session(
+            client, worker, registered, beat, leaver, Path(security) if security else None
+        ).run()
     except Cancelled:
         return 0
     except UserError as error:

@@ -19,7 +19,7 @@ def describe(config: JobConfig) -> str:
     Raises:
         UserError, UserCodeError
     """
-    session.configure(config, threads=1)
+    session.configure(config, threads=1, worker="worker-0")
     files = sources.files(config.data)
     records = sources.record_counts(files)
     sources.require_records(config.data, records)

@@ -1,8 +1,6 @@
 """Collectives among the members of one generation."""
 
 import concurrent.futures
-import contextlib
-import datetime
 import threading
 import traceback
 from collections.abc import Callable
@@ -13,25 +11,12 @@ import torch.distributed
 
 from elasticdl.core import membership
 from elasticdl.errors import ElasticDLError
-from elasticdl.worker import meeting
+from elasticdl.worker import meeting, transport
 
 Meeting = meeting.Meeting
 
-# How soon it is noticed that a generation was given up; to look costs 0.2 ms.
-_SLICE_S = 0.01
-_SLICE = datetime.timedelta(seconds=_SLICE_S)
-# Once all have met, they are connected in milliseconds.
-_CONNECT = datetime.timedelta(seconds=10)
-# Members wait for each other as long as the master counts on them all: one may have more to do.
-_PATIENCE = datetime.timedelta(days=30)
-# For what follows at once when all have come.
-_TRANSFER = datetime.timedelta(minutes=10)
 _PIECE = 64 << 20  # bytes
-
-# An operation that has this number is waited for by nobody.
-_NOBODYS_TAG = 0x7FFF0001
 _ENDING = "end of a group"
-_MOMENT = datetime.timedelta(milliseconds=1)
 
 SUM = torch.distributed.ReduceOp.SUM
 MAX = torch.distributed.ReduceOp.MAX
@@ -54,6 +39,7 @@ class Group:
         host: the address of this machine that the others reach.
         given_up: asked while something is waited for.
         term: of the master that has formed the generation; it forms no two of the same number.
+        connect: connects those that have met.
 
     Raises:
         Broken
@@ -67,22 +53,20 @@ class Group:
         given_up: Callable[[], bool],
         *,
         term: int = 0,
+        connect: transport.Connect = transport.Gloo,
     ) -> None:
         self.name = f"t{term}-g{generation.number}"
         self.rank = rank
         self.size = len(generation.members)
         self._given_up = given_up
-        self._gloo: Any = None
-        self._gloo, self._visit = self._connected(
-            _Connecting(self.name, generation.rendezvous, rank, self.size, host)
+        self._transport: transport.Transport | None = None
+        self._transport, self._visit = self._connected(
+            _Connecting(self.name, generation.rendezvous, rank, self.size, host, connect)
         )
 
     def all_reduce(self, buffer: torch.Tensor, operation: Any = SUM) -> None:
         """Replaces the buffer, in all members, by the sum (or maximum) over all members."""
-        options = torch.distributed.AllreduceOptions()
-        options.reduceOp = operation
-        options.timeout = _PATIENCE
-        self._finish(lambda gloo: gloo.allreduce([buffer], options))
+        self._finish(lambda connected: connected.all_reduce(buffer, operation))
 
     def broadcast(self, content: bytes | None, source: int) -> bytes:
         """The source's `content`, in all members; the others pass None. For small things."""
@@ -107,25 +91,22 @@ class Group:
 
     def close(self) -> None:
         """Leaves; what others still wait for from here breaks, but nothing else does."""
-        if self._gloo is None:
+        if self._transport is None:
             return
         self._visit.leave()
-        doomed = [self._gloo]
-        self._gloo = None
+        doomed = [self._transport]
+        self._transport = None
         _in_background(doomed.clear)
 
     def __del__(self) -> None:
         self.close()
 
     def _broadcast(self, buffer: torch.Tensor, source: int) -> None:
-        options = torch.distributed.BroadcastOptions()
-        options.rootRank = source
-        options.timeout = _TRANSFER
-        self._finish(lambda gloo: gloo.broadcast([buffer], options))
+        self._finish(lambda connected: connected.broadcast(buffer, source))
 
-    def _connected(self, connecting: "_Connecting") -> tuple[Any, meeting.Visit]:
+    def _connected(self, connecting: "_Connecting") -> tuple[transport.Transport, meeting.Visit]:
         while True:
-            concurrent.futures.wait([connecting.outcome], _SLICE_S)
+            concurrent.futures.wait([connecting.outcome], transport.SLICE_S)
             if connecting.outcome.done():
                 return connecting.outcome.result()
             if self._given_up():
@@ -135,13 +116,13 @@ class Group:
                 connecting.abandon()
                 raise Broken(f"{self.name}: a member is lost")
 
-    def _finish(self, begin: Callable[[Any], Any]) -> None:
-        if self._gloo is None:
+    def _finish(self, begin: Callable[[transport.Transport], Any]) -> None:
+        if self._transport is None:
             raise Broken(f"{self.name} is closed")
         work = None
         try:
-            work = begin(self._gloo)
-            while not self._finished(work):
+            work = begin(self._transport)
+            while not self._transport.finished(work):
                 if self._given_up():
                     raise Broken(f"{self.name} was given up")
                 if self._visit.dispersed:
@@ -149,29 +130,14 @@ class Group:
         except (RuntimeError, Broken) as error:
             self._visit.disperse()
             self._visit.close()
-            doomed = [self._gloo, work]
-            self._gloo = work = None
+            doomed = [self._transport, work]
+            self._transport = work = None
             # What is being raised refers to the operation, too, and that to the group.
             traceback.clear_frames(error.__traceback__)
-            others = [rank for rank in range(self.size) if rank != self.rank]
-            _in_background(lambda: _break(doomed, others))
+            _in_background(lambda: _break(doomed))
             if isinstance(error, Broken):
                 raise
             raise Broken(f"{self.name}: {str(error).splitlines()[0]}") from error
-
-    def _finished(self, work: Any) -> bool:
-        """Whether the operation has, after one slice.
-
-        Raises:
-            RuntimeError: it has failed.
-        """
-        try:
-            work.wait(_SLICE)
-        except RuntimeError:
-            if not work.is_completed():
-                return False
-            work.wait()  # raises, unless it was completed just after the slice
-        return True
 
 
 def _in_background(end: Callable[[], None]) -> None:
@@ -179,42 +145,42 @@ def _in_background(end: Callable[[], None]) -> None:
     threading.Thread(target=end, name=_ENDING, daemon=True).start()
 
 
-def _break(doomed: list[Any], others: list[int]) -> None:
-    """Ends a group and the operation in it, which may never finish by itself.
+def _break(doomed: list[Any]) -> None:
+    """Ends a group and the operation in it.
 
     Args:
         doomed: both, and the only references to them; empty afterwards.
-        others: the ranks of the other members.
     """
-    gloo, work = doomed
+    connected, work = doomed
     doomed.clear()
-    # Gloo closes all connections, and so ends all operations, when anything takes too long.
-    for rank in others:
-        with contextlib.suppress(RuntimeError):
-            gloo.recv([torch.empty(1)], rank, _NOBODYS_TAG).wait(_MOMENT)
-    if work is not None:
-        # All but a send under way: that lasts for as long as it may. To destroy the group earlier
-        # would wait for it.
-        with contextlib.suppress(RuntimeError):
-            work.wait(_PATIENCE)
+    connected.end(work)
 
 
 class _Connecting:
-    """Connects a group in a thread of its own: Gloo says nothing until it has, or cannot.
+    """Connects a group in a thread of its own: nothing is said until it is, or cannot be.
 
     Attributes:
         outcome: the group and the meeting that stands behind it, or Broken.
     """
 
-    def __init__(self, name: str, rendezvous: str, rank: int, size: int, host: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        rendezvous: str,
+        rank: int,
+        size: int,
+        host: str,
+        connect: transport.Connect,
+    ) -> None:
         self._name = name
         self._rendezvous = rendezvous
         self._rank = rank
         self._size = size
         self._host = host
+        self._connect = connect
         self._visit: meeting.Visit | None = None
         self._abandoned = False
-        self.outcome: concurrent.futures.Future[tuple[Any, meeting.Visit]] = (
+        self.outcome: concurrent.futures.Future[tuple[transport.Transport, meeting.Visit]] = (
             concurrent.futures.Future()
         )
         threading.Thread(target=self._run, daemon=True).start()
@@ -234,7 +200,7 @@ class _Connecting:
     def _run(self) -> None:
         try:
             self._visit = meeting.Visit(self._rendezvous, self._name, self._size)
-            self.outcome.set_result((self._connect(self._visit), self._visit))
+            self.outcome.set_result((self._connected(self._visit), self._visit))
         except (OSError, RuntimeError, meeting.Dispersed) as error:
             self._close()
             broken = Broken(f"{self._name}: {str(error).splitlines()[0]}")
@@ -248,33 +214,7 @@ class _Connecting:
         if self._visit is not None:
             self._visit.close()
 
-    def _connect(self, visit: meeting.Visit) -> Any:
+    def _connected(self, visit: meeting.Visit) -> transport.Transport:
         if self._abandoned:
             raise Broken(f"{self._name} was given up")
-        gloo = torch.distributed.ProcessGroupGloo
-        options = gloo._Options()
-        options._devices = [gloo.create_device(hostname=self._host, lazy_init=False)]
-        options._timeout = _CONNECT
-        return gloo(_Exchange(visit), self._rank, self._size, options)
-
-
-class _Exchange(torch.distributed.Store):  # type: ignore[misc]
-    """A meeting as Gloo asks for it: each member sets one key and waits for those of all."""
-
-    def __init__(self, visit: meeting.Visit) -> None:
-        super().__init__()
-        self._visit = visit
-        self._said: dict[str, bytes] | None = None
-
-    def set(self, key: str, value: bytes) -> None:
-        self._visit.say(key, value)
-
-    def wait(self, keys: list[str], timeout: datetime.timedelta | None = None) -> None:
-        del keys, timeout
-        if self._said is None:
-            self._said = self._visit.hear()
-
-    def get(self, key: str) -> bytes:
-        self.wait([key])
-        assert self._said is not None
-        return self._said[key]
+        return self._connect(visit, self._rank, self._size, self._host)

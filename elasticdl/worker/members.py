@@ -57,7 +57,8 @@ class Alone:
 
 
 class Together:
-    """A generation of several members, joined by `group`.
+    """A generation of several members, joined by `group`; `on_gpu` says that it carries what is on
+    their GPUs.
 
     Attributes:
         computed_s: spent from the beginnings of steps until their gradients were there to be
@@ -68,11 +69,17 @@ class Together:
     alone = False
 
     def __init__(
-        self, replica: replica.Replica, group: "group.Group", *, reproducible: bool
+        self,
+        replica: replica.Replica,
+        group: "group.Group",
+        *,
+        reproducible: bool,
+        on_gpu: bool = False,
     ) -> None:
         self._replica = replica
         self._group = group
         self._reproducible = reproducible
+        self._on_gpu = on_gpu
         self.computed_s = 0.0
         self.waited_s = 0.0
 
@@ -92,11 +99,21 @@ class Together:
             buffer = torch.from_numpy(self._replica.exact_sum(summands, maxima, streams))
         else:
             flat = self._replica.gradients(batch, at.version)
+            if self._on_gpu:
+                tf.test.experimental.sync_devices()  # torch does not wait for it
+            elif "GPU" in flat.device:
+                with tf.device("CPU"):
+                    flat = tf.identity(flat)
             buffer = torch.utils.dlpack.from_dlpack(tf.experimental.dlpack.to_dlpack(flat))
-        numbers = buffer[begin:].numpy()
+        rest = buffer[begin:].cpu()  # the same memory, unless it is a GPU's
+        numbers = rest.numpy()
         numbers[length - begin :] = progress.encode(batch.used, regroup, streams)
+        if buffer.is_cuda:
+            buffer[begin:].copy_(rest)
         self.computed_s += time.perf_counter() - self.waited_s - began
         self._reduce(buffer)
+        if buffer.is_cuda:
+            rest.copy_(buffer[begin:])
         tail = progress.decode(numbers[length - begin :].tolist(), batch.used)
         elements = sum(used.elements for used in tail.used.values())
         summed = tf.experimental.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(buffer))

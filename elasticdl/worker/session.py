@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from elasticdl.config import JobConfig
-from elasticdl.core import membership, streams
+from elasticdl.core import membership, pods, streams
 from elasticdl.core.progress import tail_length
 from elasticdl.data import pipeline
-from elasticdl.errors import Cancelled, UserCodeError
+from elasticdl.errors import Cancelled, UserCodeError, UserError
 from elasticdl.model import artifact, spec
 from elasticdl.model import mode as modes
 from elasticdl.model import source as sources
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 _JOIN_S = 30.0  # the master may be one that has been superseded, and hangs
 _SWITCH_S = 0.0005
+_PLAINTEXT = (
+    "What the workers send each other is plaintext, as this build of torch has no TLS for it: only "
+    "a cluster that enforces the job's NetworkPolicies keeps others away from it."
+)
 
 
 class Session:
@@ -37,6 +41,7 @@ class Session:
         registered: what the master said.
         beat: reports to the master.
         leaver: takes this worker's leave.
+        security: directory of what workers show each other; None: they do without.
     """
 
     def __init__(
@@ -46,8 +51,10 @@ class Session:
         registered: pb.RegisterReply,
         beat: heartbeat.Heartbeat,
         leaver: leaving.Leaver,
+        security: Path | None = None,
     ) -> None:
         self.config = JobConfig.from_json(registered.config)
+        self._security = security
         self._client = client
         self._registered = registered
         self._beat = beat
@@ -68,13 +75,18 @@ class Session:
         # A worker that is alone does without torch, until others come.
         self._meets = self.config.num_workers > 1
 
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether workers exchange what is on their GPUs."""
+        return self.config.worker_gpus > 0
+
     def run(self) -> None:
         """Does this worker's part; returns when the master has no more for it.
 
         Raises:
             Cancelled, UserError, UserCodeError
         """
-        configure(self.config, self._registered.threads)
+        configure(self.config, self._registered.threads, self._worker.name)
         try:
             definition, source = self._definition()
             if self.config.kind == "predict":
@@ -239,8 +251,10 @@ class Session:
         if not self._meets:
             return ""
         if self._meeting is None:
-            from elasticdl.worker import group
+            from elasticdl.worker import group, transport
 
+            if self._security and not self._on_gpu and not transport.encrypt(self._security):
+                self._beat.notice(_PLAINTEXT)
             self._meeting = group.Meeting(own_host(self._client.address))
         return self._meeting.address
 
@@ -259,7 +273,7 @@ class Session:
         self._meets = True
         if not generation.rendezvous:
             raise loop.GivenUp("rank 0 did not expect others")
-        from elasticdl.worker import group
+        from elasticdl.worker import group, transport
 
         try:
             together = group.Group(
@@ -268,12 +282,13 @@ class Session:
                 own_host(self._client.address),
                 lambda: self._beat.given_up(generation.number),
                 term=generation.term,
+                connect=transport.Nccl if self._on_gpu else transport.Gloo,
             )
             if generation.behind:
                 part.receive(generation, rank, together)
         except group.Broken as error:
             raise loop.GivenUp(str(error)) from error
-        return members.Together(copy, together, reproducible=reproducible)
+        return members.Together(copy, together, reproducible=reproducible, on_gpu=self._on_gpu)
 
     # ---- prediction --------------------------------------------------------------------------
 
@@ -308,14 +323,19 @@ _MODES = {
 }
 
 
-def configure(config: JobConfig, threads: int) -> None:
-    """Sets TensorFlow up for this process, before it computes anything."""
+def configure(config: JobConfig, threads: int, worker: str) -> None:
+    """Sets TensorFlow up for this process, before it computes anything.
+
+    Raises:
+        UserError: there is no such GPU.
+    """
     import keras
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(
         max(threads, (os.cpu_count() or 1) // config.num_workers)
     )
+    choose_gpu(config.worker_gpus, worker)
     if config.num_workers > 1:
         import torch
 
@@ -325,6 +345,24 @@ def configure(config: JobConfig, threads: int) -> None:
     keras.utils.set_random_seed(config.seed % (1 << 32))
     if config.reproducible:
         tf.config.experimental.enable_op_determinism()
+
+
+def choose_gpu(wanted: int, worker: str) -> None:
+    """Has this process use one of the GPUs that are there, and no more of its memory than it needs.
+
+    Raises:
+        UserError: one is wanted, and there is none.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if wanted and not gpus:
+        raise UserError(
+            f"worker_gpus: expected {wanted} GPU for each worker; TensorFlow sees none here. The "
+            "image needs elasticdl[gpu], and the node a driver and its device plugin."
+        )
+    if gpus:
+        own = gpus[pods.number_of(worker) % len(gpus)]
+        tf.config.set_visible_devices(own, "GPU")
+        tf.config.experimental.set_memory_growth(own, True)
 
 
 def sample_of(data: loop.DataSet) -> replica.Sample:

@@ -112,6 +112,14 @@ def test_torch_is_the_pinned_one():
     assert "torch==2.13.0" in image.requirements()
 
 
+def test_images_for_gpus_have_the_packages_that_bring_cuda_along():
+    names = [name.partition("==")[0].partition(">")[0] for name in image.requirements("gpu")]
+    assert any(name.startswith("tensorflow[and-cuda]") for name in names)
+    assert not any(name.startswith("tensorflow-cpu") for name in names)
+    first, *_ = image.steps(None, gpu=True)
+    assert "'tensorflow[and-cuda]" in first.command
+
+
 def test_of_pip_s_settings_those_that_a_build_can_use_are_passed_on(tmp_path):
     settings = {"index-url": "https://mine/simple", "find-links": "/opt/wheels", "cert": "/no"}
     environ = {"PIP_EXTRA_INDEX_URL": "file:///opt/simple https://other/simple"}

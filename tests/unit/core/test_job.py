@@ -1,6 +1,7 @@
 """Stories of jobs, told in events; and what holds in whatever order events come."""
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import settings
@@ -10,6 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from elasticdl.core import job
 from elasticdl.core.failures import Failure
 from elasticdl.core.job import (
+    ConnectionBroke,
+    ConnectionMade,
     Dismiss,
     End,
     Failed,
@@ -302,6 +305,53 @@ def test_that_is_seen_of_a_member_too_that_called_before_the_first_tick():
     it.step(Ticked(10.2))
     it.step(Ticked(10.4))
     assert it.orders("worker-1").given_up == 1
+
+
+def broken(worker, **rules):
+    """A training in which this worker's connection broke at 10.0; worker-0 waits for the next
+    generation."""
+    it = running(3, **rules)
+    it.step(Ticked(10.0))
+    for member in it.members:
+        it.step(beat(member, 10.0, 5, generation=1))
+    it.step(ConnectionBroke(worker, 10.0))
+    it.step(join("worker-0", 1, 5))
+    return it
+
+
+def test_a_member_whose_connections_to_all_broke_is_lost_before_its_grace_is_over():
+    it = broken("worker-1")
+    assert it.step(Ticked(10.15)) == []
+    effects = it.step(Ticked(10.25))
+    (kill,) = [effect for effect in effects if isinstance(effect, KillWorker)]
+    assert kill.worker == "worker-1"
+    assert told(effects)[0].startswith("worker-1 is lost (its connections broke")
+    assert formed(it.step(join("worker-2", 1, 5))).members == ("worker-0", "worker-2")
+
+
+@pytest.mark.parametrize(
+    "sign", [ConnectionMade("worker-1"), beat("worker-1", 10.1, 5), join("worker-1", 1, 5)]
+)
+def test_but_not_one_that_shows_that_it_lives(sign):
+    it = broken("worker-1")
+    it.step(sign)
+    assert done(it.step(Ticked(10.25))) == []
+    assert "worker-1" in it.alive
+
+
+def test_nor_where_the_others_see_nothing_wrong_with_it():
+    it = running(2)
+    it.step(Ticked(10.0))
+    it.step(beat("worker-1", 10.0, 5, generation=1))
+    it.step(ConnectionBroke("worker-1", 10.0))
+    it.step(Ticked(10.25))
+    assert "worker-1" in it.alive
+
+
+def test_nor_where_nobody_is_ever_given_up():
+    it = broken("worker-1", grace_s=math.inf)
+    it.step(Ticked(10.25))
+    assert "worker-1" in it.alive
 
 
 # ---- losses cost nothing, crashes do ------------------------------------------------------------
@@ -1393,6 +1443,14 @@ class AnyOrder(RuleBasedStateMachine):
             for worker in sorted(self.processes - silent):
                 self.hear(worker)
             self.step(Ticked(self.now))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), again=st.booleans())
+    def a_connection_breaks(self, data, again):
+        worker = self.some(data, self.processes)
+        self.step(ConnectionBroke(worker, self.now))
+        if again:
+            self.step(ConnectionMade(worker))
 
     @precondition(lambda self: self.processes)
     @rule(data=st.data(), crashed=st.integers(0, 3))

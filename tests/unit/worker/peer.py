@@ -8,7 +8,7 @@ import sys
 import torch
 
 from elasticdl.core import membership
-from elasticdl.worker import group
+from elasticdl.worker import group, transport
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
                 case "join":
                     signal_on_the_way = order["signal_on_the_way"]
                     if signal_on_the_way:
-                        group._Exchange.get = lambda *_, number=signal_on_the_way: os.kill(
+                        transport._Exchange.get = lambda *_, number=signal_on_the_way: os.kill(
                             os.getpid(), number
                         )
                     joined = group.Group(
