@@ -57,8 +57,8 @@ def _image(config: configs.JobConfig, api: kube.Kube, progress: Callable[[str], 
         image.required_repository(config.image_repository),
         config.base_image,
         config.platform or _platform(api),
-        config.worker_gpus > 0,
         progress,
+        config.worker_gpus > 0,
     )
     if config.kind == "train":
         zoo = Path(gitzoo.local(config.model_zoo, os.environ)) if config.model_zoo else None
@@ -95,8 +95,8 @@ def zoo_image(
         image.required_repository(config.image_repository),
         config.base_image,
         config.platform,
-        config.worker_gpus > 0,
         progress,
+        config.worker_gpus > 0,
     )
     built = image.build(directory, options, push=push)
     return built.reference if push else built.tag

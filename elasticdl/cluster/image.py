@@ -65,15 +65,15 @@ class Options:
         repository: that they are pushed to.
         base_image: with Python; empty: the official one of this Python's version.
         platform: such as linux/arm64; empty: the engine's.
-        gpu: whether workers train on NVIDIA's GPUs.
         progress: is told what is done, a line at a time.
+        gpu: whether workers train on NVIDIA's GPUs.
     """
 
     repository: str
     base_image: str = ""
     platform: str = ""
-    gpu: bool = False
     progress: Callable[[str], None] = field(default=lambda line: None, compare=False)
+    gpu: bool = False
 
 
 # ---- names ------------------------------------------------------------------------------------
@@ -341,8 +341,8 @@ def _engine() -> Iterator[Any]:
 def _pull(engine: Any, name: str, platform: str, *, unless_there: bool = False) -> None:
     if unless_there:
         with contextlib.suppress(docker.errors.ImageNotFound):
-            engine.images.get(name)
-            return
+            if _serves(engine.images.get(name), platform):
+                return
     try:
         if "@" in name:
             engine.images.pull(name, platform=platform or None)
@@ -354,6 +354,19 @@ def _pull(engine: Any, name: str, platform: str, *, unless_there: bool = False) 
             f"base_image: {name} cannot be pulled: {error.explanation or error}. Name another one "
             "with --base_image, or log in with `docker login`."
         ) from error
+    there = engine.images.get(name)
+    if not _serves(there, platform):
+        found = f"{there.attrs['Os']}/{there.attrs['Architecture']}"
+        raise UserError(
+            f"platform: expected an image for {platform}; {name} is for {found}. Choose another "
+            "--base_image, or --platform."
+        )
+
+
+def _serves(there: Any, platform: str) -> bool:
+    """Whether an image is for a platform, as far as its name goes: a variant may follow."""
+    found = (there.attrs["Os"], there.attrs["Architecture"])
+    return not platform or tuple(platform.split("/")[:2]) == found
 
 
 def _split(name: str) -> tuple[str, str]:

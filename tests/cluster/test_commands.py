@@ -1,5 +1,6 @@
 """The commands of the document, on a cluster: image built and pushed, job submitted, model used."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from elasticdl.cluster import context, image
+from elasticdl.errors import UserError
 from elasticdl.model import artifact
 from tests.cluster.conftest import POD
 from tests.jobs import support
@@ -207,6 +209,43 @@ def test_without_docker_a_trained_model_s_image_is_used_as_it_stands(monkeypatch
     given = "docker-pullable://registry/zoo@sha256:" + "0" * 64
     options = image.Options("registry/zoo")
     assert image.derived(given, options) == image.reference(given)
+
+
+def test_a_model_that_was_trained_on_this_machine_gets_an_image_of_the_zoo_in_its_output(
+    run, zoo, settings, written, volume
+):
+    trained = run(
+        *("train", f"--model_zoo={zoo}", "--model_def=digits.Digits", "--quiet"),
+        *(f"--data={volume.directory}/train", f"--output={volume.directory}/here"),
+    )
+    assert trained.status == 0, trained.err
+    assert artifact.read(str(volume.directory / "here")).docker_commit_id == ""
+    used = run(
+        *("predict", f"--trained_model={POD}/here", f"--data={POD}/test"),
+        *(f"--output={POD}/out/predicted", "--quiet"),
+        environ=settings,
+    )
+    assert used.status == 0, used.err
+    shown = run("data", "check", str(volume.directory / "out" / "predicted"))
+    assert "297 records" in shown.out + shown.err, shown
+
+
+def test_images_are_of_the_nodes_platform_and_one_that_there_is_not_is_one_line(
+    registry, base_image, zoo, api
+):
+    (platform,) = api.platforms()
+    options = image.Options(f"{registry}/elasticdl-tests/zoo", base_image, platform)
+    built = image.build(zoo, options)
+    engine = docker.from_env()
+    try:
+        about = engine.images.get(built.tag).attrs
+    finally:
+        engine.close()
+    assert f"{about['Os']}/{about['Architecture']}" == platform
+    foreign = dataclasses.replace(options, platform="linux/s390x")
+    with pytest.raises(UserError, match="platform: expected an image for linux/s390x") as refused:
+        image.build(zoo, foreign)
+    assert "\n" not in str(refused.value)
 
 
 def test_no_docker_is_one_line(run, zoo, settings):
