@@ -90,7 +90,10 @@ def test_quotes_line_ends_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> N
         st.tuples(
             st.integers(-(2**63), 2**63 - 1),
             st.floats(width=32, allow_nan=False),
-            st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=5),
+            # As a whole no number, which the column would be taken for.
+            st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=5).map(
+                "a{}".format
+            ),
         ),
         min_size=1,
         max_size=20,
@@ -109,8 +112,7 @@ def test_every_cell_arrives(
     for row, (integer, number, word) in zip(rows_of(written.files), table, strict=True):
         assert row["i"] == integer
         assert row["f"] == number
-        text_of = {"int": lambda v: b"%d" % v, "bytes": bytes}.get(written.types["t"])
-        assert text_of is None or row["t"] == word.encode() or int(word) == row["t"]
+        assert row["t"] == word.encode()
 
 
 def test_rows_beyond_a_batch_decide_a_type_too(tmp_path: Path) -> None:
