@@ -32,6 +32,7 @@ SHARED_MODEL = "convolutional"  # what its steps take is computed
 SHARED = 0.6  # of the node, which each of two jobs wants
 SHARED_WORKERS = 4
 SHARED_EPOCHS = 20
+SHARED_GRACE_S = 10.0
 ROOM = 0.1  # of the node, for masters and what else runs on it
 STEADY_S = 3.0  # of training before and after each event
 ENDLESS = 1_000_000  # epochs
@@ -171,6 +172,8 @@ def sharing(bench: Bench, cores: float) -> None:
             worker_requests=f"cpu={cpu},memory=1Gi",
             worker_limits=f"cpu={cpu},memory=2Gi",
             epochs=SHARED_EPOCHS,
+            # Of a third of a processor, Python can be busy for longer than the default.
+            grace_s=SHARED_GRACE_S,
         )
 
     began = time.time()

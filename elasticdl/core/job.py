@@ -775,6 +775,9 @@ class Job:
             if pause > self.rules.grace_s / 2:
                 # Nobody listened all the time, for example because this machine slept.
                 seen.at = min(now, seen.at + pause - self.rules.grace_s / 2)
+            if worker in self._pending:
+                # Its time begins when it can start.
+                seen.at = now
         effects = self._give_up_silent(now) + self._give_up_broken(now)
         if self.over:
             return effects

@@ -535,6 +535,18 @@ def until(it, now, seconds, *others):
     return now, effects
 
 
+def test_a_worker_that_cannot_start_yet_is_not_silent():
+    it = training(workers=1)
+    it.step(Ticked(100.0))
+    it.step(WorkerPends("worker-0", "too large"))
+    now, effects = until(it, 100.0, 600.0)
+    it.step(WorkerPends("worker-0", ""))
+    now, more = until(it, now, 60.0)
+    assert effects + more == []
+    _, effects = until(it, now, 0.5)
+    assert done(effects)[0] == KillWorker("worker-0", "not heard from for more than 60 s")
+
+
 def test_a_worker_that_starts_has_more_time():
     it = training(workers=1)
     it.step(Ticked(100.0))
