@@ -1,6 +1,7 @@
 """What holds for all tests, and jobs in processes of their own."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from tests.jobs import support
 
 # A kubeconfig is no reason to run a test's job in a cluster; those of tests/cluster ask for it.
 os.environ["ELASTICDL_CLUSTER"] = "local"
+
+# A shell that starts the tests in the background has them ignore what Ctrl-C sends.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
