@@ -125,7 +125,7 @@ def _here(config: configs.JobConfig, path: str) -> Path | None:
 def manifests_of(config: configs.JobConfig) -> str:
     """The objects of the job as YAML, with IMAGE where an image is still to be built."""
     config, _ = _placed(config)
-    _check(config)
+    _check(dataclasses.replace(config, image=config.image or _NO_IMAGE))
     credentials = certificates.made(config.job_name)
     submission = _submission(config, config.image or _NO_IMAGE, credentials, config.image)
     return remote.as_yaml(manifests.objects(submission))
@@ -301,25 +301,28 @@ def _api(where: configs.Where) -> kube.Kube:
 def _check(config: configs.JobConfig) -> None:
     """Raises UserError: something would be found out only after the image was built."""
     volumes = configs.parse_volumes(config.volumes)
-    for name in _PATHS:
-        given = getattr(config, name)
-        if not given:
-            continue
-        if "://" in given:
-            scheme = given.split("://")[0]
-            raise UserError(
-                f"{name}: expected a path on a volume; got {given}. {scheme}:// is not supported "
-                'yet: mount the data, with --volumes="claim=NAME,path=/data".'
-            )
-        path = posixpath.normpath(given)
-        if not any(path == each.path or path.startswith(f"{each.path}/") for each in volumes):
+    given = {name: getattr(config, name) for name in _PATHS if getattr(config, name)}
+    for name, place in given.items():
+        path = posixpath.normpath(place)
+        if "://" not in place and not any(
+            path == each.path or path.startswith(f"{each.path}/") for each in volumes
+        ):
             mapped = ", ".join(each.path for each in volumes)
             raise UserError(
                 f"{name}: expected a path that a volume maps"
                 + (f" (those below {mapped})" if mapped else "")
-                + f'; got {given}. Map it, with --volumes="claim=NAME,path='
+                + f'; got {place}. Map it, with --volumes="claim=NAME,path='
                 + f'{posixpath.dirname(path) if path.startswith("/") else "/data"}", or run on '
                 "this machine, with --cluster=local."
+            )
+    if not config.image:
+        image.required_repository(config.image_repository)
+    for name, place in given.items():
+        scheme, _, rest = place.partition("://")
+        if rest:
+            raise UserError(
+                f"{name}: expected a path on a volume; got {place}. {scheme}:// is not supported "
+                'yet: mount the data, with --volumes="claim=NAME,path=/data".'
             )
 
 

@@ -91,11 +91,12 @@ def test_a_model_is_trained_evaluated_and_used(run, zoo, settings, written, volu
     assert "297 records" in shown.out + shown.err, shown
 
 
-def test_without_a_repository_the_error_says_how_to_set_it_once(run, zoo, settings):
+@pytest.mark.parametrize("place", [POD, "gs://bucket-name/tony"])
+def test_without_a_repository_the_error_says_how_to_set_it_once(run, zoo, settings, place):
     del settings["ELASTICDL_IMAGE_REPOSITORY"]
     ended = run(
         *("train", f"--model_zoo={zoo}", "--model_def=digits.Digits"),
-        *(f"--data={POD}/train", f"--output={POD}/out/trained"),
+        *(f"--data={place}/train/*.recordio", f"--output={place}/trained"),
         environ=settings,
     )
     assert ended.status == 2
